@@ -1,0 +1,1 @@
+"""The mathematics: processes, parametrizations, walks, windows and noise."""

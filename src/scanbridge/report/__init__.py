@@ -1,0 +1,1 @@
+"""Tables and arrays in, one self-contained page out."""
