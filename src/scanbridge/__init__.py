@@ -1,3 +1,36 @@
-"""Translate one medical scan into another that was never acquired, with an uncertainty for every voxel."""
+"""Translate one medical scan into another that was never acquired, with an uncertainty for every voxel.
+
+>>> import scanbridge  # doctest: +SKIP
+>>> scanbridge.load("runs/a").translate("scan.nii.gz").save("t1w.nii.gz")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from scanbridge.api import Run
 
 __version__ = "0.1.0"
+__all__ = ["Run", "Translation", "__version__", "load"]
+
+
+def load(run: str | Path, *, device: str = "auto") -> Run:
+    """Open a trained run; see `scanbridge.api.Run`."""
+    from scanbridge.api import Run
+
+    return Run(run, device=device)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Translation":
+        from scanbridge.translate import Translation
+
+        return Translation
+    if name == "Run":
+        from scanbridge.api import Run
+
+        return Run
+    raise AttributeError(name)

@@ -46,3 +46,30 @@ class NoiseSource:
         """Give float32 noise of `shape` for one step of a walk, drawn on the CPU, then moved."""
         source = generator("noise", self.seed, self.subject, self.draw, self.stage, step)
         return torch.randn(tuple(shape), generator=source, dtype=torch.float32).to(device)
+
+
+class ItemNoise:
+    """Randomness of a batch in which every item has a generator of its own.
+
+    What an item draws does not depend on the batch it is in, so neither batch size nor number of processes matters.
+
+    Parameters
+    ----------
+    seeds
+        One seed an item, from `stable_seed`.
+    device
+        Where the results go; they are drawn on the CPU.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._device = device
+
+    def uniform(self) -> Tensor:
+        """Give one float64 in [0, 1) an item, shape (B,)."""
+        draws = [torch.rand((), generator=g, dtype=torch.float64) for g in self._generators]
+        return torch.stack(draws).to(self._device)
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """Give standard normal float32 of `shape` an item, shape (B, *shape)."""
+        return torch.stack([torch.randn(tuple(shape), generator=g) for g in self._generators]).to(self._device)

@@ -36,8 +36,16 @@ _SOLUTION: dict[str, Callable[[Tensor, Tensor, Tensor], Coefficients]] = {
 
 
 def encode(kind: Prediction, process: Process, t: Tensor, target: Tensor, source: Tensor, noise: Tensor) -> Tensor:
-    """Give what a network of this `kind` should predict at times `t` (B,); images are (B, ...)."""
-    w_0, w_y, w_e = (expand(w, target) for w in _WEIGHTS[kind](*process.coefficients(t.double())))
+    """Give what a network of this `kind` should predict at times `t` (B,); images are (B, ...).
+
+    Raises
+    ------
+    UserError
+        For the velocity of a process with b != 0 or a^2 + c^2 != 1.
+    """
+    a, b, c = process.coefficients(t.double())
+    _refuse_undefined_velocity(kind, process, a, b, c)
+    w_0, w_y, w_e = (expand(w, target) for w in _WEIGHTS[kind](a, b, c))
     return w_0 * target + w_y * source + w_e * noise
 
 
@@ -56,7 +64,11 @@ def decode(kind: Prediction, process: Process, t: Tensor, output: Tensor, state:
             "a signal in the state (a > 0)",
             "predict 'target' or 'difference', or start at the last published step",
         )
-    if kind == "velocity" and not bool(torch.all((b == 0) & ((a**2 + c**2 - 1).abs() < 1e-9))):
-        raise UserError(f"'velocity' is not defined for {process.name}", "a ddpm process", "predict 'target'")
+    _refuse_undefined_velocity(kind, process, a, b, c)
     w_o, w_x, w_y = (expand(w, output) for w in _SOLUTION[kind](a, b, c))
     return w_o * output + w_x * state + w_y * source
+
+
+def _refuse_undefined_velocity(kind: Prediction, process: Process, a: Tensor, b: Tensor, c: Tensor) -> None:
+    if kind == "velocity" and not bool(torch.all((b == 0) & ((a**2 + c**2 - 1).abs() < 1e-9))):
+        raise UserError(f"'velocity' is not defined for {process.name}", "a ddpm process", "predict 'target'")

@@ -167,7 +167,8 @@ def ddpm(abar: Tensor) -> Process:
         position = torch.clamp(t * n_steps - 1, 0, n_steps - 1)
         low = torch.clamp(position.floor().long(), max=max(n_steps - 2, 0))
         high = torch.clamp(low + 1, max=n_steps - 1)
-        inside = log_kappa[low] + (position - low) * (log_kappa[high] - log_kappa[low])
+        table = log_kappa.to(t.device)
+        inside = table[low] + (position - low) * (table[high] - table[low])
         return torch.where(t < knots[0], log_kappa[0].exp() * knots[0] / t, inside.exp())
 
     def coefficients(t: Tensor) -> Coefficients:

@@ -27,7 +27,7 @@ DEFAULT_RESIDUAL_SCALE = 0.25
 
 
 def time_grid(process: Process, calls: int, *, grid: Grid = "theta", residual_scale: float = 0.25) -> Tensor:
-    """Give `calls` + 1 falling times, float64: where the network is called, then 0.
+    """Give at most `calls` + 1 falling times, float64: where the network is called, then 0; equal ones are merged.
 
     theta
         uniform in arctan(sd kappa): both end intervals are of the size that a second order needs.
@@ -39,9 +39,16 @@ def time_grid(process: Process, calls: int, *, grid: Grid = "theta", residual_sc
         the process's own discrete walk.
 
     Source: `theta` and the clip of `lambda` by derivation; Song et al. 2021, section 4.2 for respacing.
+
+    Raises
+    ------
+    UserError
+        For less than one call, a grid in kappa where there is no noise, or more published calls than published steps.
     """
     if calls < 1:
         raise UserError(f"calls = {calls}", "at least one network call", "set calls to 1 or more")
+    if process.noiseless and grid in ("theta", "lambda"):
+        raise UserError(f"grid = '{grid}' for {process.name}, without noise", "a grid in t", "set grid to 'linear'")
     share = torch.arange(calls, dtype=torch.float64) / calls
     match grid:
         case "theta":
@@ -55,10 +62,20 @@ def time_grid(process: Process, calls: int, *, grid: Grid = "theta", residual_sc
             inner = torch.linspace(-edge, edge, calls - 1, dtype=torch.float64).exp() / residual_scale
             times = process.time(torch.cat([torch.zeros(1, dtype=torch.float64), inner]))
         case "published":
-            if process.published is None:
-                raise UserError(f"{process.name} has no published walk", "another grid", "set grid to 'theta'")
-            times = process.published(calls)
-    return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
+            times = _published_times(process, calls)
+    return torch.cat([torch.unique_consecutive(times), torch.zeros(1, dtype=torch.float64)])
+
+
+def _published_times(process: Process, calls: int) -> Tensor:
+    if process.published is None or process.steps is None:
+        raise UserError(f"{process.name} has no published walk", "another grid", "set grid to 'linear'")
+    if calls > len(process.steps):
+        raise UserError(
+            f"calls = {calls} on the published grid",
+            f"at most the {len(process.steps)} steps of {process.name}",
+            "set grid to 'theta', or fewer calls",
+        )
+    return process.published(calls)
 
 
 def snap(times: Tensor, steps: Tensor) -> Tensor:
@@ -130,6 +147,11 @@ def walk(
         Applied at every new time but the last.
     on_step
         Told after each call; may raise to stop early.
+
+    Raises
+    ------
+    UserError
+        For a combination that does not exist: see `path`, `order` and `eta`.
     """
     _refuse_impossible(process, path, order, eta, corrector)
     u, x = _start(process, source, float(times[0]), start, temperature, noise)
@@ -165,10 +187,16 @@ def _refuse_impossible(process: Process, path: Path, order: int, eta: float, cor
         raise UserError(f"{process.name} has no noise to walk with", "path = 'mean'", "set walk to 'mean_path'")
     if process.noiseless and corrector is not None:
         raise UserError(f"{process.name} has no score", "no corrector", "set corrections to 0")
+    if not 0 <= eta <= 1:
+        raise UserError(f"eta = {eta:g}", "a number from 0 to 1", "set eta to 0 (deterministic) or 1 (the full chain)")
+    if path == "mean" and eta > 0:
+        raise UserError(f"mean_path with eta = {eta:g}", "eta = 0", "set eta to 0, or walk to 'marginals'")
     if order == 2 and path == "mean":
         raise UserError("order 2 is not defined for mean_path", "order 1", "set order to 1 or walk to 'marginals'")
     if order == 2 and eta > 0:
         raise UserError(f"order 2 with eta = {eta:g}", "eta = 0", "set eta to 0, or order to 1")
+    if order == 2 and isinstance(corrector, Langevin) and corrector.reuse:
+        raise UserError("order 2 with a reused correction", "reuse = false", "set reuse to false, or order to 1")
 
 
 def _start(
@@ -179,11 +207,9 @@ def _start(
     u = torch.zeros_like(source)
     if start != "source" and temperature > 0:
         u = u + temperature * noise(0)
-    if start != "prior":
-        if c > 0:
-            u = u + (1 - b) / c * source
-        return u, source if start == "source" else source + c * temperature * noise(0)
-    return u, _state(process, t, u, source)
+    if start == "prior":
+        return u, _state(process, t, u, source)
+    return u if c == 0 else u + (1 - b) / c * source, source + c * u
 
 
 def _state(process: Process, t: float, u: Tensor, source: Tensor) -> Tensor:
@@ -283,9 +309,9 @@ class Langevin:
     def _move(self, direction: Tensor, t: float) -> Tensor:
         size = direction[:, 0].numel()
         floor = 1e-3 * math.sqrt(size)
-        length = torch.sqrt((direction**2).sum(dim=(0, 2, 3), keepdim=True)).clamp(min=floor)
+        length = torch.sqrt((direction**2).sum(dim=(0, 2, 3), keepdim=True))
         gain = math.sqrt(size) if self.norm == "code" else float(size)
-        step = self.strength * self.increment(t) * gain / length**2
+        step = self.strength * self.increment(t) * gain / length.clamp(min=floor) ** 2
         longest = self.cap * math.sqrt(size) / length
         self.capped += int((step > longest).sum())
         return torch.minimum(step, longest) * direction

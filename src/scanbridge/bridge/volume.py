@@ -102,7 +102,7 @@ class Tiles:
         starts = []
         for length, tile in zip(self.shape, self.size, strict=True):
             room = length - tile
-            n_tiles = 1 + math.ceil(room / max(1, round(tile * (1 - self.overlap))))
+            n_tiles = 1 + math.ceil(room / max(1, tile - math.ceil(tile * self.overlap)))
             starts.append([round(room * i / max(1, n_tiles - 1)) for i in range(n_tiles)])
         return tuple(itertools.product(*starts))
 

@@ -1,1 +1,7 @@
-"""One file a method."""
+"""The methods by name: data only, so that listing them imports nothing heavy."""
+
+METHODS: dict[str, str] = {
+    "regression": "scanbridge.methods.regression",
+    "bbdm": "scanbridge.methods.bbdm",
+    "ct2mri": "scanbridge.methods.ct2mri",
+}

@@ -1,0 +1,59 @@
+"""The Python API: what the command line does, for people who write Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scanbridge.data.nifti import Volume, read
+from scanbridge.model import Model
+from scanbridge.translate import Options, Translation, translate_volume
+
+
+class Run:
+    """A trained run that translates volumes.
+
+    Parameters
+    ----------
+    folder
+        A run folder made by ``scanbridge train``.
+    device
+        auto, cpu, cuda or mps.
+    """
+
+    def __init__(self, folder: str | Path, *, device: str = "auto") -> None:
+        self.model = Model.open(Path(folder), device=device)
+
+    def translate(
+        self,
+        volume: str | Path | Volume | NDArray[Any],
+        *,
+        affine: NDArray[np.float64] | None = None,
+        **options: Any,
+    ) -> Translation:
+        """Translate one scan.
+
+        Parameters
+        ----------
+        volume
+            A NIfTI file, a `Volume`, or an array (I, J, K) in the source's own unit.
+        affine
+            (4, 4) voxel to mm, RAS+; needed with an array.
+        options
+            As in `Options`: target, samples, seed, calls, order, grid, eta, temperature, style.
+
+        Returns
+        -------
+        Translation
+            On the scan's own grid.
+        """
+        if isinstance(volume, str | Path):
+            volume = read(volume)
+        elif not isinstance(volume, Volume):
+            if affine is None:
+                raise TypeError("an array needs its affine")
+            volume = Volume(np.asarray(volume, np.float32), np.asarray(affine, np.float64), None, "")
+        return translate_volume(self.model, volume, Options(**options))

@@ -1,0 +1,238 @@
+"""The command line: one verb a function, each a thin call; heavy parts are imported by the verb that needs them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from scanbridge import __version__
+from scanbridge.errors import UserError
+
+app = typer.Typer(
+    name="scanbridge",
+    help="Translate one medical scan into another that was never acquired, with an uncertainty for every voxel.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+Run = Annotated[Path, typer.Argument(help="A run folder made by 'train'.")]
+CohortOption = Annotated[Path, typer.Option("--cohort", help="The cohort's table (CSV), with its TOML beside it.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+Settings = Annotated[Optional[list[str]], typer.Option("--set", help="Change a setting: --set train.images=8000.")]  # noqa: UP045
+Cache = Annotated[Optional[Path], typer.Option("--cache", help="Where scans on the model grid are kept.")]  # noqa: UP045
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Say the version and leave.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def check(
+    cohort: Annotated[Path, typer.Argument(help="The cohort's table (CSV).")],
+    out: Annotated[Optional[Path], typer.Option("--out", help="Folder for the page with pictures.")] = None,  # noqa: UP045
+) -> None:
+    """Read every scan of a cohort once and say what is wrong, subject by subject."""
+    from scanbridge.check import check_cohort
+
+    findings = check_cohort(cohort, out, say=print)
+    if findings:
+        raise typer.Exit(2)
+
+
+@app.command()
+def simulate(
+    what: Annotated[str, typer.Argument(help="'brain': MR of simulated people with lesions.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the cohort.")],
+    subjects: Annotated[int, typer.Option("--subjects", min=1, help="Number of people.")] = 8,
+    size: Annotated[int, typer.Option("--size", min=32, help="Voxels along an axis; 96 is 2 mm.")] = 96,
+    seed: Annotated[int, typer.Option("--seed", help="Another seed gives other people.")] = 0,
+) -> None:
+    """Write a simulated cohort with its table, to try things on."""
+    from scanbridge.simulate import simulate_brain
+
+    if what != "brain":
+        raise UserError(f"simulate {what}", "'brain'", "scanbridge simulate brain --out DIR")
+    with _bar("simulating") as advance:
+        table = simulate_brain(out, subjects=subjects, size=size, seed=seed, progress=advance)
+    print(f"{subjects} people: {table}")
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A configuration in TOML; configs/ has presets.")],
+    cohort: CohortOption,
+    run: Annotated[Path, typer.Option("--run", help="Folder of the run; the same command resumes it.")],
+    settings: Settings = None,
+    device: Device = "auto",
+    cache: Cache = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the resolved configuration and the plan.")] = False,
+) -> None:
+    """Train a model on a cohort; killed anywhere, the same command goes on."""
+    from scanbridge.train import plan_run, train_run
+
+    plan = plan_run(config, cohort, settings or ())
+    if dry_run:
+        print(plan.text)
+        print(f"# {plan.summary}")
+        return
+    print(f"{plan.summary}; run folder {run}", file=sys.stderr)
+    with _bar("training", unit="images") as advance:
+        code = train_run(
+            plan,
+            run,
+            device=device,
+            cache=cache,
+            say=lambda text: print(text, file=sys.stderr),
+            on_progress=lambda p: advance(p.images, p.of, f"{p.stage}  loss {p.loss:.4f}  {p.rate:.1f} images/s"),
+        )
+    if code:
+        print(f"stopped; all is saved in {run}, and the same command goes on", file=sys.stderr)
+        raise typer.Exit(code)
+    print(f"trained: {run}")
+
+
+@app.command()
+def translate(
+    run: Run,
+    inputs: Annotated[list[Path], typer.Argument(help="Scans in NIfTI, or a folder of them.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results.")],
+    target: Annotated[Optional[str], typer.Option("--target", help="Which image, for a run with several.")] = None,  # noqa: UP045
+    calls: Annotated[Optional[int], typer.Option("--calls", min=1, help="Network calls a volume.")] = None,  # noqa: UP045
+    order: Annotated[Optional[int], typer.Option("--order", min=1, max=2, help="Order of the walk.")] = None,  # noqa: UP045
+    grid: Annotated[Optional[str], typer.Option("--grid", help="theta, linear, quadratic, lambda, published.")] = None,  # noqa: UP045
+    eta: Annotated[Optional[float], typer.Option("--eta", min=0, max=1, help="Stochasticity of the walk.")] = None,  # noqa: UP045
+    samples: Annotated[int, typer.Option("--samples", min=0, help="Draws to write beside the estimate.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the draws.")] = 0,
+    style: Annotated[Optional[str], typer.Option("--style", help="average, nearest, or a scan whose look to take.")] = None,  # noqa: UP045
+    device: Device = "auto",
+    shard: Annotated[str, typer.Option("--shard", help="i/n: the i-th of n parts of the inputs.")] = "1/1",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write anew what was made otherwise.")] = False,
+) -> None:
+    """Translate scans; the results lie on the scans' own grids, finished ones are kept."""
+    from scanbridge.translate import Options, translate_all
+
+    options = Options(target, samples, seed, calls, order, grid, eta, style=style)  # type: ignore[arg-type]
+    with _bar("translating") as advance:
+        made, kept = translate_all(
+            run, inputs, out, options, device=device, shard=shard, overwrite=overwrite, on_progress=advance,
+            say=lambda text: print(text, file=sys.stderr),
+        )
+    print(f"{made} translated, {kept} were there already: {out}")
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    cohort: CohortOption,
+    out: Annotated[Path, typer.Option("--out", help="Folder for tables and the page.")],
+    split: Annotated[str, typer.Option("--split", help="test, val, calibration, or external for a new cohort.")] = "test",
+    translations: Annotated[Optional[Path], typer.Option("--translations", help="Judge these volumes instead.")] = None,  # noqa: UP045
+    regression: Annotated[Optional[Path], typer.Option("--regression", help="A regression run, as a floor.")] = None,  # noqa: UP045
+    device: Device = "auto",
+) -> None:
+    """Judge a run on people that it has not seen, beside floors that are not clever."""
+    from scanbridge.evaluate import evaluate_runs
+
+    runs = [run] if regression is None else [run, regression]
+    with _bar("evaluating") as advance:
+        page = evaluate_runs(runs, cohort, out, split=split, translations=translations, device=device, on_progress=advance)
+    _show_summary(out)
+    print(f"page: {page}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    cohort: CohortOption,
+    out: Annotated[Path, typer.Option("--out", help="Folder for tables and the page.")],
+    split: Annotated[str, typer.Option("--split", help="test, val, calibration or external.")] = "test",
+    device: Device = "auto",
+) -> None:
+    """Hold runs against each other on the same people, with paired intervals."""
+    from scanbridge.evaluate import evaluate_runs
+
+    with _bar("comparing") as advance:
+        page = evaluate_runs(runs, cohort, out, split=split, device=device, on_progress=advance)
+    _show_summary(out)
+    print(f"page: {page}")
+
+
+@app.command()
+def info(run: Run) -> None:
+    """Say in plain words what a run is: what it was trained on, units, spacing, defaults."""
+    from scanbridge.info import describe
+
+    print(describe(run))
+
+
+def _show_summary(out: Path) -> None:
+    """Print the foreground's rows of summary.json as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from scanbridge.runs.files import read_json
+
+    table = Table("run", "metric", "mean", "95 % interval", "n", title="foreground")
+    for row in read_json(out / "summary.json"):
+        if row["region"] == "foreground" and row["metric"] in ("psnr", "ssim_3d", "mae", "sharpness"):
+            interval = "-" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
+            mean = "-" if row["mean"] is None else f"{row['mean']:.3f} {row['unit'] if row['unit'] != '1' else ''}"
+            table.add_row(row["run"], row["metric"], mean.strip(), interval, str(row["n"]))
+    Console().print(table)
+
+
+class _bar:  # noqa: N801  (reads as a verb where it is used)
+    """A progress bar on stderr; calling it moves it: (done, of, words)."""
+
+    def __init__(self, words: str, unit: str = "") -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._words = words
+        self._task: Any = None
+
+    def __enter__(self) -> _bar:
+        self._progress.start()
+        self._task = self._progress.add_task(self._words, total=None)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, done: float, of: float, words: str | None = None) -> None:
+        self._progress.update(self._task, completed=done, total=of, description=words or self._words)
+
+
+def main() -> None:
+    """Run the command line: 0 done, 2 something for the user to mend, 130 and 143 stopped, 1 a fault of ours."""
+    try:
+        app()
+    except UserError as error:
+        print(f"scanbridge: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("scanbridge: stopped; what was finished is kept", file=sys.stderr)
+        sys.exit(130)
+    except Exception:
+        print("scanbridge: this is a fault of ours, not of your data; please report the lines below", file=sys.stderr)
+        raise
+
+
+if __name__ == "__main__":
+    main()

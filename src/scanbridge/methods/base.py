@@ -1,0 +1,154 @@
+"""The contract between a method and everything around it.
+
+A method is a module with ``Config`` (a strict table), ``stages(config, targets) -> tuple[Stage, ...]``,
+``translator(config, fitted) -> Translator`` and ``ABLATIONS``. It never opens a file, never sees an affine and
+never picks a device; images are in [-1, 1] on the model grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import ModuleType
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+from scanbridge.bridge.noise import ItemNoise
+from scanbridge.errors import UserError, nearest
+from scanbridge.methods import METHODS
+
+Product = Literal["estimate", "draw", "one-call"]
+Statistics = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Item:
+    """What one training item is: a window of 2 `radius` + 1 neighbouring slices."""
+
+    radius: int = 0
+
+    @property
+    def width(self) -> int:
+        """Number of slices."""
+        return 2 * self.radius + 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training items; all images (B, 1, d, H, W) in [-1, 1].
+
+    Parameters
+    ----------
+    source
+        The source image.
+    targets
+        Target images by name.
+    valid
+        1 where a target is known, by name: inside its field of view, on slices that exist.
+    case
+        Index (B,) of each item's case among the training cases, for per-case statistics.
+    """
+
+    source: Tensor
+    targets: Mapping[str, Tensor]
+    valid: Mapping[str, Tensor]
+    case: Tensor
+
+
+@dataclass(frozen=True)
+class TrainingCase:
+    """One training subject as `Stage.fit` sees it: images (D, H, W) in [-1, 1], CPU."""
+
+    source: Tensor
+    targets: Mapping[str, Tensor]
+    foreground: Tensor
+
+
+@dataclass
+class Fitted:
+    """What training made: networks, and statistics of the training split that have no gradient."""
+
+    networks: dict[str, nn.Module]
+    statistics: Statistics = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training: its networks, its items, its loss.
+
+    Parameters
+    ----------
+    name
+        Folder under ``stages/``.
+    item
+        What an item of data is.
+    build
+        Gives fresh networks by name.
+    loss
+        ``(fitted, batch, noise) -> (loss, numbers to log)``.
+    fit
+        Statistics over the training cases, computed before training and kept with the weights.
+    """
+
+    name: str
+    item: Item
+    build: Callable[[], dict[str, nn.Module]]
+    loss: Callable[[Fitted, Batch, ItemNoise], tuple[Tensor, dict[str, float]]]
+    fit: Callable[[Sequence[TrainingCase]], Statistics] = lambda cases: {}  # noqa: ARG005  (most have none)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks of a translation; None leaves a choice to the run's own default.
+
+    `style` is a named choice, a reference volume (1, D, H, W) in [-1, 1], or a style key (3, n_bins).
+    """
+
+    target: str
+    subject: str
+    product: Product = "estimate"
+    samples: int = 1
+    seed: int = 0
+    calls: int | None = None
+    order: Literal[1, 2] | None = None
+    grid: str | None = None
+    eta: float | None = None
+    temperature: float | None = None
+    residual_scale: float | None = None
+    style: str | Tensor | None = None
+    on_call: Callable[[int, int], None] | None = None
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What a translator gives: volumes (K, D, H, W) in [-1, 1], a raw uncertainty (D, H, W), and how it was made.
+
+    `uncertainty` is a standard deviation in the same scale, a ranking and not a promise.
+    """
+
+    volumes: Tensor
+    uncertainty: Tensor
+    calls: int
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Translator(Protocol):
+    """Draws target volumes for a source volume (1, D, H, W) in [-1, 1]."""
+
+    def draw(self, source: Tensor, request: Request) -> Draws:
+        """Give `request.samples` volumes of one product."""
+
+
+def load_method(name: str) -> ModuleType:
+    """Import a method by name.
+
+    Raises
+    ------
+    UserError
+        If there is none of that name.
+    """
+    if name not in METHODS:
+        raise UserError(f"method = '{name}'", "a method that exists", nearest(name, METHODS))
+    return import_module(METHODS[name])

@@ -1,0 +1,214 @@
+"""CT2MRI: a 2D Brownian bridge on windows of slices, told a style, walked as one volume.
+
+Style key conditioning (SKC): three tokens made of the target's histogram, cross-attended in the middle of the U-Net.
+Inter-slice trajectory alignment (ISTA): estimates of overlapping windows are averaged at every call (co-prediction,
+eq. 4), and each new state is moved along the averaged score (correction, eq. 5 and 6).
+
+Source: Choo et al., "Slice-consistent 3D volumetric brain CT-to-MRI translation with 2D Brownian bridge diffusion
+model", MICCAI 2024. Deviations, ours and the release's: docs/explanation/ct2mri.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from scanbridge.bridge.noise import ItemNoise
+from scanbridge.bridge.sample import Corrector, Langevin
+from scanbridge.errors import UserError, nearest
+from scanbridge.methods.base import (
+    Batch,
+    Draws,
+    Fitted,
+    Item,
+    Request,
+    Stage,
+    Statistics,
+    TrainingCase,
+    Translator,
+)
+from scanbridge.methods.windows import (
+    Bridge,
+    Network,
+    Walk,
+    WindowNet,
+    bridge_denoiser,
+    bridge_loss,
+    draw_volumes,
+    one_target,
+)
+from scanbridge.strict import Strict
+
+STYLES = ("average", "nearest")
+N_BINS = 128
+
+_FULL_WALK = {"estimate.calls": 100}
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "Pure BBDM": {"style.use": False, "coprediction": False, "correction.corrections": 0},
+    "+ SKC average": {"coprediction": False, "correction.corrections": 0},
+    "+ ISTA": {"style.use": False},
+    "+ SKC average, ISTA co-prediction only": {**_FULL_WALK, "correction.corrections": 0},
+    "+ SKC average, ISTA": {"estimate.calls": 50, "correction.corrections": 1},
+    "+ SKC nearest, ISTA": {"style.choice": "nearest"},
+}
+
+
+class Style(Strict):
+    """Style key conditioning."""
+
+    use: bool = True
+    choice: Literal["average", "nearest"] = "average"
+
+
+class Correction(Strict):
+    """The Langevin corrector of ISTA (eq. 5)."""
+
+    corrections: int = Field(default=0, ge=0, description="M, moves per new time; each costs one more call")
+    strength: float = Field(default=0.5, ge=0, description="lambda")
+    norm: Literal["code", "paper"] = "code"
+    cap: float = Field(default=0.02, gt=0, description="largest RMS move of a slice, as a share of the range [-1, 1]")
+    reuse: bool = False
+
+
+class Config(Strict):
+    """CT2MRI."""
+
+    radius: int = Field(default=1, ge=0, description="N; a window holds 2 N + 1 slices")
+    coprediction: bool = Field(default=True, description="average overlapping windows; off: centre slices alone")
+    network: Network = Network(middle="transformer")
+    bridge: Bridge = Bridge()
+    style: Style = Style()
+    correction: Correction = Correction()
+    estimate: Walk = Walk(walk="mean_path", calls=4, grid="linear", start="source")
+    draw: Walk = Walk()
+
+
+def style_key(image: Tensor) -> Tensor:
+    """Give the style key (3, 128) of a volume in [-1, 1]: its histogram, cumulative sum and difference.
+
+    128 bins on [0.001, 1] of the image mapped to [0, 1]; h = 10 counts / sum; the difference is scaled by 10, with its
+    first entry repeated. Permuting the voxels changes nothing.
+
+    Source: CT2MRI, section 2.2 (c_SKC), with the released code's scales.
+    """
+    values = ((image.double() + 1) / 2).flatten()
+    counts = torch.histc(values[(values >= 0.001) & (values <= 1)].cpu(), N_BINS, min=0.001, max=1.0)
+    h = 10 * counts / counts.sum().clamp(min=1)
+    rise = 10 * torch.diff(h)
+    return torch.stack([h, h.cumsum(0), torch.cat([rise[:1], rise])]).float()
+
+
+def stages(config: Config, targets: Sequence[str]) -> tuple[Stage, ...]:
+    """Give the one stage; its statistics are the style keys and the source histograms of the training cases."""
+
+    target = one_target("ct2mri", targets)
+
+    def build() -> dict[str, torch.nn.Module]:
+        tokens = N_BINS if config.style.use else 0
+        return {"unet": WindowNet(config.network, Item(config.radius).width, state=True, tokens=tokens)}
+
+    def fit(cases: Sequence[TrainingCase]) -> Statistics:
+        if not config.style.use:
+            return {}
+        return {
+            "style_keys": torch.stack([style_key(case.targets[target]) for case in cases]),
+            "source_keys": torch.stack([style_key(case.source) for case in cases]),
+        }
+
+    def loss(fitted: Fitted, batch: Batch, noise: ItemNoise) -> tuple[Tensor, dict[str, float]]:
+        unet = fitted.networks["unet"]
+        tokens = fitted.statistics["style_keys"][batch.case] if config.style.use else None
+        value = bridge_loss(
+            config.bridge,
+            lambda state, source, t: unet(state, source, t, tokens),
+            batch.source,
+            batch.targets[target],
+            batch.valid[target],
+            noise,
+        )
+        return value, {}
+
+    return (Stage("bridge", Item(config.radius), build, loss, fit),)
+
+
+def translator(config: Config, fitted: Fitted) -> Translator:
+    """Give the translator."""
+    unet = fitted.networks["unet"]
+
+    class _CT2MRI:
+        def draw(self, source: Tensor, request: Request) -> Draws:
+            tokens = _tokens(config, fitted.statistics, source, request.style)
+
+            def network(state: Tensor, y: Tensor, t: Tensor) -> Tensor:
+                return unet(state, y, t, None if tokens is None else tokens.to(y).expand(len(y), -1, -1))
+
+            settings = config.draw if request.product == "draw" else config.estimate
+            correctors: list[Langevin] = []
+
+            def corrector(y: Tensor) -> Corrector | None:
+                if config.correction.corrections == 0 or request.product == "one-call":
+                    return None
+                correctors.append(langevin(config, y))
+                return correctors[-1]
+
+            denoise = bridge_denoiser(config.bridge, network)
+            draws = draw_volumes(
+                denoise,
+                config.bridge,
+                settings,
+                config.radius,
+                source,
+                request,
+                corrector=corrector,
+                coprediction=config.coprediction,
+            )
+            draws.facts["corrector_capped"] = sum(c.capped for c in correctors)
+            return draws
+
+    return _CT2MRI()
+
+
+def _tokens(config: Config, statistics: Statistics, source: Tensor, style: str | Tensor | None) -> Tensor | None:
+    """Give the style tokens (3, 128) that the user chose; None where the run has no style."""
+    if not config.style.use:
+        if style is not None:
+            raise UserError("this run was trained without style keys", "no --style", "leave --style out")
+        return None
+    if isinstance(style, Tensor):
+        return style if style.ndim == 2 else style_key(style)
+    style = style or config.style.choice
+    keys = statistics["style_keys"]
+    if style == "average":
+        return keys.double().mean(dim=0).float()
+    if style == "nearest":
+        # Wasserstein-1 between histograms of one support is the L1 distance of their cumulative sums
+        distance = (statistics["source_keys"][:, 1].cpu() - style_key(source)[1]).abs().sum(dim=1)
+        return keys[int(distance.argmin())]
+    raise UserError(f"--style {style}", "average, nearest, own, or a file", nearest(style, [*STYLES, "own"]))
+
+
+def langevin(config: Config, source: Tensor) -> Langevin:
+    """Give ISTA's corrector for a source (1, D, H, W) as the walk sees it."""
+    process = config.bridge.process()
+    spacing = 0.998 / 999
+
+    def increment(m: float) -> float:
+        """Variance added by one training step at m: 2 s (1 - m) (m - m') / (1 - m'), m' the step before."""
+        before = m - spacing if m > 1.5 * spacing else 0.0
+        return 2 * config.bridge.s * (1 - m) * (m - before) / (1 - before)
+
+    return Langevin(
+        process,
+        source,
+        strength=config.correction.strength,
+        increment=increment,
+        corrections=config.correction.corrections,
+        norm=config.correction.norm,
+        cap=2 * config.correction.cap if math.isfinite(config.correction.cap) else math.inf,
+        reuse=config.correction.reuse,
+    )

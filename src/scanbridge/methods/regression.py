@@ -1,0 +1,66 @@
+"""The floor: the U-Net alone, one call.
+
+In paired translation a plain regression often wins PSNR and SSIM (YODA, arXiv 2505.02048), so no claim stands without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from scanbridge.bridge.noise import ItemNoise
+from scanbridge.bridge.volume import Lift, Windows
+from scanbridge.errors import UserError
+from scanbridge.methods.base import Batch, Draws, Fitted, Item, Request, Stage, Translator
+from scanbridge.methods.windows import Network, WindowNet, masked_loss, one_target
+from scanbridge.strict import Strict
+
+ABLATIONS: dict[str, dict[str, Any]] = {"L2": {"loss": "l2"}, "L1": {"loss": "l1"}}
+
+
+class Config(Strict):
+    """A window regression: the posterior mean (L2) or median (L1) of the target."""
+
+    radius: int = Field(default=1, ge=0, description="N; a window holds 2 N + 1 slices")
+    loss: Literal["l1", "l2"] = "l2"
+    network: Network = Network()
+    windows: int = Field(default=8, gt=0, description="windows per network call")
+
+
+def stages(config: Config, targets: Sequence[str]) -> tuple[Stage, ...]:
+    """Give the one stage."""
+
+    target = one_target("regression", targets)
+
+    def build() -> dict[str, torch.nn.Module]:
+        return {"unet": WindowNet(config.network, Item(config.radius).width, state=False)}
+
+    def loss(fitted: Fitted, batch: Batch, noise: ItemNoise) -> tuple[Tensor, dict[str, float]]:  # noqa: ARG001
+        output = fitted.networks["unet"](None, batch.source, None)
+        value = masked_loss(output, batch.targets[target], batch.valid[target], config.loss)
+        return value, {}
+
+    return (Stage("regression", Item(config.radius), build, loss),)
+
+
+def translator(config: Config, fitted: Fitted) -> Translator:
+    """Give the translator: one call, averaged over overlapping windows."""
+    network = fitted.networks["unet"]
+
+    class _Regression:
+        def draw(self, source: Tensor, request: Request) -> Draws:
+            if request.product == "draw" or request.samples > 1:
+                raise UserError("a regression has no draws", "a bridge method", "leave --samples out")
+            cover = Windows(source.shape[1], config.radius)
+            lifted = Lift(lambda state, y, t: network(None, y, None), source, cover, config.windows)  # noqa: ARG005
+            estimate = lifted(source, 1.0)
+            if request.on_call is not None:
+                request.on_call(1, 1)
+            assert lifted.disagreement is not None  # noqa: S101  (a call was just made)
+            return Draws(estimate, lifted.disagreement[0], calls=1)
+
+    return _Regression()

@@ -1,0 +1,344 @@
+"""What the methods on windows of slices share: their settings, their network, their loss, their translation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (the name that the field knows)
+from pydantic import Field
+from torch import Tensor, nn
+
+from scanbridge.bridge import process as processes
+from scanbridge.bridge.noise import ItemNoise, NoiseSource
+from scanbridge.bridge.parametrize import Prediction, decode, encode
+from scanbridge.bridge.process import Process, as_time
+from scanbridge.bridge.sample import DEFAULT_RESIDUAL_SCALE, Corrector, Grid, Start, Step, snap, time_grid, walk
+from scanbridge.bridge.volume import Lift, Overlap, Windows
+from scanbridge.errors import UserError
+from scanbridge.methods.base import Draws, Request
+from scanbridge.nets.unet import UNet, UNetConfig
+from scanbridge.strict import Strict
+
+Denoise = Callable[[Tensor, Tensor, float], Tensor]
+"""``(state, source, t) -> x_0`` for windows (B, 1, d, H, W)."""
+
+BACKGROUND = -1.0
+
+
+class Network(Strict):
+    """The U-Net of a window method; channels in and out follow from the window."""
+
+    channels: int = Field(default=32, gt=0)
+    multipliers: list[int] = Field(default=[1, 2, 4], min_length=1)
+    blocks: int = Field(default=1, gt=0)
+    attention: list[int] = Field(default=[], description="levels with attention, by downsample factor")
+    middle: Literal["none", "self", "transformer"] = "self"
+    head_channels: int = Field(default=64, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    init: Literal["default", "published"] = "default"
+    resample: Literal["conv", "resblock"] = "conv"
+
+
+class Bridge(Strict):
+    """The Brownian bridge and what is learned of it."""
+
+    s: float = Field(default=1.0, gt=0, description="variance scale")
+    predict: Prediction = "target"
+    loss: Literal["l1", "l2"] = "l2"
+    times: Literal["continuous", "published"] = "continuous"
+    at_source: float = Field(default=0.5, ge=0, le=1, description="share of the items at t = 1, continuous times only")
+
+    def process(self) -> Process:
+        """Give the process."""
+        return processes.brownian_bridge(self.s)
+
+
+class Walk(Strict):
+    """How a product is computed."""
+
+    walk: Literal["marginals", "mean_path"] = "marginals"
+    calls: int = Field(default=8, gt=0)
+    grid: Grid = "theta"
+    order: Literal[1, 2] = 1
+    eta: float = Field(default=0.0, ge=0, le=1)
+    temperature: float = Field(default=1.0, ge=0)
+    start: Start = "prior"
+    ends: Literal["copy", "live"] = "copy"
+    windows: int = Field(default=8, gt=0, description="windows per network call")
+
+    def asked(self, request: Request) -> Walk:
+        """Give this walk with what the user asked for."""
+        asked = {name: getattr(request, name) for name in ("calls", "grid", "order", "eta", "temperature")}
+        changes = {name: value for name, value in asked.items() if value is not None}
+        if request.product == "one-call":
+            changes |= {"calls": 1, "grid": "published" if self.grid == "published" else "linear", "order": 1}
+        return self.model_validate({**self.model_dump(), **changes})
+
+    @property
+    def spreads(self) -> bool:
+        """Whether two draws differ."""
+        return self.walk == "marginals" and (self.temperature > 0 or self.eta > 0)
+
+
+class WindowNet(nn.Module):
+    """A 2D U-Net on windows: slices become channels; the state, where there is one, stands before the source.
+
+    Parameters
+    ----------
+    settings
+        The network's table.
+    width
+        Slices in a window.
+    state
+        Whether the network sees a state and a time; a regression sees the source alone.
+    tokens
+        Width of the tokens of cross-attention; 0 for none.
+    """
+
+    def __init__(self, settings: Network, width: int, *, state: bool, tokens: int = 0) -> None:
+        super().__init__()
+        self.net = UNet(
+            UNetConfig(
+                dims=2,
+                in_channels=width * (2 if state else 1),
+                out_channels=width,
+                channels=settings.channels,
+                multipliers=tuple(settings.multipliers),
+                blocks=settings.blocks,
+                attention=tuple(settings.attention),
+                middle=settings.middle,
+                head_channels=settings.head_channels,
+                dropout=settings.dropout,
+                resample=settings.resample,
+                token_channels=tokens,
+                time=state,
+                init=settings.init,
+            )
+        )
+
+    def forward(self, state: Tensor | None, source: Tensor, t: Tensor | None, tokens: Tensor | None = None) -> Tensor:
+        """Give the network's output for windows (B, 1, d, H, W); `t` (B,) is the time as the embedding takes it."""
+        images = source if state is None else torch.cat([state, source], dim=2)
+        out: Tensor = self.net(images[:, 0], t, tokens=tokens)
+        return out[:, None]
+
+
+def one_target(method: str, targets: Sequence[str]) -> str:
+    """Give the only target, or refuse more."""
+    if len(targets) != 1:
+        raise UserError(
+            f"task.targets has {len(targets)} names", f"one target for {method}", "train a run for each target"
+        )
+    return targets[0]
+
+
+def masked_loss(output: Tensor, label: Tensor, valid: Tensor, kind: Literal["l1", "l2"]) -> Tensor:
+    """Give the mean error where `valid`, first within each item (B, ...), then over the items."""
+    error = (output - label).abs() if kind == "l1" else (output - label) ** 2
+    axes = tuple(range(1, error.ndim))
+    return ((error * valid).sum(axes) / valid.sum(axes).clamp(min=1)).mean()
+
+
+def embedded_time(settings: Bridge, t: Tensor) -> Tensor:
+    """Give times (B,) as the embedding takes them: 0 .. 999, the step's index where steps are published."""
+    steps = settings.process().steps
+    if settings.times == "published" and steps is not None:
+        return (t - steps[0].to(t)) / (steps[-1] - steps[0]).to(t) * (len(steps) - 1)
+    return 999 * t
+
+
+def draw_times(settings: Bridge, noise: ItemNoise) -> Tensor:
+    """Draw training times (B,), float64: published steps uniformly, or (0, 1] with a share at t = 1."""
+    u = noise.uniform()
+    steps = settings.process().steps
+    if settings.times == "published" and steps is not None:
+        return steps.to(u)[(u * len(steps)).long()]
+    share = settings.at_source
+    return torch.where(u < share, torch.ones_like(u), 1 - (u - share) / max(1 - share, 1e-12))
+
+
+def bridge_loss(
+    settings: Bridge,
+    network: Callable[[Tensor, Tensor, Tensor], Tensor],
+    source: Tensor,
+    target: Tensor,
+    valid: Tensor,
+    noise: ItemNoise,
+) -> Tensor:
+    """Give the loss of a bridge's `network` ``(state, source, embedded time)`` on windows (B, 1, d, H, W).
+
+    Source: Li et al. 2023 (BBDM), algorithm 1; CT2MRI, eq. 3, without its weight.
+    """
+    process = settings.process()
+    t = draw_times(settings, noise)
+    eps = noise.normal(target.shape[1:])
+    state = process.diffuse(target, source, eps, t)
+    label = encode(settings.predict, process, t, target, source, eps)
+    return masked_loss(network(state, source, embedded_time(settings, t)), label, valid, settings.loss)
+
+
+def bridge_denoiser(settings: Bridge, network: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Denoise:
+    """Read a bridge's network as a denoiser of windows."""
+    process = settings.process()
+
+    def denoise(state: Tensor, source: Tensor, t: float) -> Tensor:
+        times = as_time(t).to(state.device).expand(len(state))
+        output = network(state, source, embedded_time(settings, times))
+        return decode(settings.predict, process, times, output, state, source)
+
+    return denoise
+
+
+def draw_volumes(
+    denoise: Denoise,
+    bridge: Bridge,
+    settings: Walk,
+    radius: int,
+    source: Tensor,
+    request: Request,
+    *,
+    corrector: Callable[[Tensor], Corrector | None] | None = None,
+    coprediction: bool = True,
+) -> Draws:
+    """Walk whole volumes: one noise field a volume, every window evaluated once a call.
+
+    Parameters
+    ----------
+    denoise
+        Denoiser of windows.
+    bridge, settings, radius
+        The process, the walk, and N of the windows.
+    source
+        y, (1, D, H, W).
+    request
+        What the user asks for.
+    corrector
+        Makes the corrector for the source as the walk sees it.
+    coprediction
+        Average overlapping windows at every call; else every window walks by itself and gives its centre slice.
+    """
+    settings = settings.asked(request)
+    if request.samples > 1 and not settings.spreads:
+        raise UserError(
+            f"{request.samples} samples of a walk without spread would all be equal",
+            "a walk with noise",
+            "ask for one sample, or set draw.walk to 'marginals' and draw.temperature above 0",
+        )
+    process = bridge.process()
+    residual_scale = request.residual_scale or DEFAULT_RESIDUAL_SCALE
+    times = time_grid(process, settings.calls, grid=settings.grid, residual_scale=residual_scale)
+    if bridge.times == "published" and process.steps is not None:
+        times = snap(times, process.steps)
+    form = (_Aligned if coprediction else _Separate)(denoise, settings, radius, source)
+    seen = _Counter(request.on_call)
+    moments = Moments()
+    volumes = []
+    for k in range(request.samples):
+        noise = NoiseSource(request.seed, request.subject, draw=k)
+        state = walk(
+            form.denoise,
+            process,
+            form.source,
+            times,
+            partial(form.noise, noise),
+            path="mean" if settings.walk == "mean_path" else "marginals",
+            order=settings.order,
+            eta=settings.eta,
+            temperature=settings.temperature,
+            start=settings.start,
+            residual_scale=residual_scale,
+            corrector=None if corrector is None else corrector(form.source),
+            on_step=seen,
+        )
+        volume, disagreement = form.finish(state)
+        volumes.append(volume)
+        moments.add(volume)
+    facts = {"walk": settings.model_dump(), "times": times.tolist()}
+    return Draws(torch.stack(volumes), moments.sd if request.samples > 1 else disagreement, seen.calls, facts)
+
+
+class _Aligned:
+    """Co-prediction: the state is a volume, padded by N slices where its ends are live."""
+
+    def __init__(self, denoise: Denoise, settings: Walk, radius: int, source: Tensor) -> None:
+        self._pad = radius if settings.ends == "live" else 0
+        self.source = F.pad(source, (0, 0, 0, 0, self._pad, self._pad), value=BACKGROUND)
+        cover = Windows(self.source.shape[1], radius, settings.ends)
+        self.denoise = Lift(denoise, self.source, cover, settings.windows)
+
+    def noise(self, noise: NoiseSource, step: int) -> Tensor:
+        return noise(step, self.source.shape, self.source.device)
+
+    def finish(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the volume (D, H, W) and the disagreement of the windows at the last call."""
+        if self.denoise.disagreement is None:
+            raise ValueError("no call was made")
+        real = slice(self._pad, state.shape[1] - self._pad)
+        return state[0, real], self.denoise.disagreement[0, real]
+
+
+class _Separate:
+    """No co-prediction: the state is the stack of all windows, each walking by itself."""
+
+    def __init__(self, denoise: Denoise, settings: Walk, radius: int, source: Tensor) -> None:
+        self._like, self._radius = source, radius
+        self._cover = Windows(source.shape[1], radius)
+        self._batch, self._denoise = settings.windows, denoise
+        self.source = self._pieces(source)
+
+    def _pieces(self, volume: Tensor) -> Tensor:
+        return self._cover.cut(volume, range(len(self._cover)))
+
+    def noise(self, noise: NoiseSource, step: int) -> Tensor:
+        return self._pieces(noise(step, self._like.shape, self._like.device))
+
+    def denoise(self, state: Tensor, t: float) -> Tensor:
+        batches = zip(state.split(self._batch), self.source.split(self._batch), strict=True)
+        return torch.cat([self._denoise(x, y, t) for x, y in batches])
+
+    def finish(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the volume (D, H, W) of centre slices, and the disagreement of the windows that hold a slice."""
+        overlap = Overlap(self._cover, self._like)
+        for index, piece in enumerate(state):
+            overlap.add(index, piece)
+        return state[:, 0, self._radius], overlap.spread[0]
+
+
+class _Counter:
+    """Counts the calls really made and passes them on."""
+
+    def __init__(self, on_call: Callable[[int, int], None] | None) -> None:
+        self._on_call = on_call
+        self.calls = 0
+
+    def __call__(self, step: Step) -> None:
+        self.calls = step.call
+        if self._on_call is not None:
+            self._on_call(step.call, step.calls)
+
+
+class Moments:
+    """Streaming mean and standard deviation of volumes (Welford 1962)."""
+
+    def __init__(self) -> None:
+        self._n = 0
+        self._mean: Tensor | None = None
+        self._square: Tensor | None = None
+
+    def add(self, volume: Tensor) -> None:
+        self._n += 1
+        if self._mean is None or self._square is None:
+            self._mean, self._square = volume.clone(), torch.zeros_like(volume)
+            return
+        delta = volume - self._mean
+        self._mean += delta / self._n
+        self._square += delta * (volume - self._mean)
+
+    @property
+    def sd(self) -> Tensor:
+        if self._square is None:
+            raise ValueError("no volume was added")
+        return torch.sqrt(self._square / max(1, self._n - 1))

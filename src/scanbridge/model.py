@@ -1,0 +1,136 @@
+"""A trained run, opened: its method, its weights, and its draws on the model grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel
+from torch.nn.functional import pad
+
+from scanbridge.data.box import box_of
+from scanbridge.data.intensity import Scale
+from scanbridge.errors import UserError
+from scanbridge.methods.base import Draws, Fitted, Request, Translator, load_method
+from scanbridge.runs.checkpoint import load_tensors
+from scanbridge.runs.config import Common, read_tree, split_tree, validate
+from scanbridge.runs.files import read_json
+
+BACKGROUND = -1.0
+
+
+@dataclass
+class Model:
+    """What translates: a method's translator with the scales and facts of its training.
+
+    Parameters
+    ----------
+    common, config
+        The run's tables.
+    translator
+        The method's translator with the trained networks.
+    cohort
+        The run's ``cohort.json``.
+    scales
+        Mean scale of the training images by name; a written MR volume uses it.
+    residual_scale
+        sd of the walk's grid, see the protocol.
+    run
+        The run folder; None for a model that is still in training.
+    weights
+        SHA-256 of the weights by stage.
+    """
+
+    common: Common
+    config: BaseModel
+    translator: Translator
+    cohort: dict[str, Any]
+    scales: dict[str, Scale]
+    residual_scale: float | None = None
+    run: Path | None = None
+    weights: dict[str, str] = field(default_factory=dict)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @classmethod
+    def open(cls, run: Path, *, device: str = "auto") -> Model:
+        """Open a run folder; nothing in it is executed.
+
+        Raises
+        ------
+        UserError
+            If it is no run folder, is not finished, or its weights do not fit its configuration.
+        """
+        place = (
+            torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+        )
+        path = run / "config.toml"
+        if not path.is_file():
+            raise UserError(f"{run} is not a run folder", "a folder made by 'scanbridge train'", "check the path")
+        shared, own = split_tree(read_tree(path))
+        common = validate(Common, shared, str(path))
+        method = load_method(common.method)
+        config = validate(method.Config, own, str(path))
+        fitted, weights = Fitted({}, {}), {}
+        for stage in method.stages(config, common.task.targets):
+            file = run / "stages" / stage.name / "weights.safetensors"
+            if not file.is_file():
+                raise UserError(f"{run}: stage '{stage.name}' has no weights yet", "a finished training", "train it")
+            tensors, facts = load_tensors(file)
+            weights[stage.name] = str(facts["sha256"])
+            for name, network in stage.build().items():
+                own_tensors = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+                _fill(network, own_tensors, file)
+                fitted.networks[name] = (
+                    network.to(place, memory_format=torch.channels_last).eval().requires_grad_(False)
+                )
+            prefix = "statistics."
+            fitted.statistics |= {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        cohort = read_json(run / "cohort.json")
+        scale = run / "residual_scale.json"
+        return cls(
+            common=common,
+            config=config,
+            translator=method.translator(config, fitted),
+            cohort=cohort,
+            scales={name: Scale(**value) for name, value in cohort["scales"].items()},
+            residual_scale=float(read_json(scale)["value"]) if scale.is_file() else None,
+            run=run,
+            weights=weights,
+            device=place,
+        )
+
+    def draw(self, source: NDArray[np.float32], foreground: NDArray[np.bool_], request: Request) -> Draws:
+        """Draw target volumes (K, D, H, W) for a source (D, H, W) in [-1, 1]; outside the foreground's box is background."""
+        if not foreground.any():
+            raise UserError("the source has no foreground", "a scan with something in it", "look at it with 'check'")
+        box = box_of(foreground)
+        inner = torch.from_numpy(np.ascontiguousarray(source[box]))[None].to(self.device)
+        if request.residual_scale is None:
+            request = replace(request, residual_scale=self.residual_scale)
+        with torch.inference_mode():
+            draws = self.translator.draw(inner, request)
+        edges = [(b.start, n - b.stop) for b, n in zip(box, source.shape, strict=True)]
+        around = [length for edge in reversed(edges) for length in edge]
+        return replace(
+            draws,
+            volumes=pad(draws.volumes.clamp(-1, 1), around, value=BACKGROUND),
+            uncertainty=pad(draws.uncertainty, around),
+        )
+
+
+def _fill(network: torch.nn.Module, tensors: dict[str, torch.Tensor], file: Path) -> None:
+    """Load weights into a network, or say in one line what does not fit."""
+    own = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in tensors.items()}
+    wrong = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
+    if wrong:
+        raise UserError(
+            f"{file} does not fit config.toml: '{wrong[0]}' is {given.get(wrong[0], 'missing')} (and {len(wrong) - 1} more)",
+            f"{own.get(wrong[0], 'no such weight')}",
+            "the weights that this configuration trained",
+        )
+    network.load_state_dict(tensors)

@@ -1,0 +1,326 @@
+"""The verb ``train``: from a configuration and a cohort to a run folder, stage by stage, resumable with the same command."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from pydantic import BaseModel
+from torch import Tensor
+
+from scanbridge.bridge.sample import DEFAULT_RESIDUAL_SCALE
+from scanbridge.data.cache import Case, prepare
+from scanbridge.data.cohort import Cohort, Row, choose_split, read_cohort
+from scanbridge.data.nifti import sha256
+from scanbridge.errors import UserError, nearest
+from scanbridge.fit import Progress, forecast, train_stage
+from scanbridge.metrics.floors import fit_floors
+from scanbridge.methods.base import Fitted, Request, TrainingCase, load_method
+from scanbridge.model import Model
+from scanbridge.runs.checkpoint import environment
+from scanbridge.runs.config import Common, Train, read_tree, split_tree, to_toml, validate
+from scanbridge.runs.files import read_json, write_json, write_text
+from scanbridge.runs.lock import locked
+from scanbridge.runs.pictures import save_strip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A resolved run: its tables, its method, its cohort and who is in which part."""
+
+    common: Common
+    method: ModuleType
+    config: BaseModel
+    cohort: Cohort
+    split: dict[str, tuple[str, ...]]
+
+    def rows(self, part: str) -> list[Row]:
+        """Give the rows of a part of the split that have the source and at least one target."""
+        wanted = set(self.split[part])
+        task = self.common.task
+        return [
+            row
+            for row in self.cohort.rows
+            if row.subject in wanted and task.source in row.images and any(t in row.images for t in task.targets)
+        ]
+
+    @property
+    def summary(self) -> str:
+        """The plan in one line."""
+        task, train = self.common.task, self.common.train
+        people = ", ".join(f"{len(subjects)} {part}" for part, subjects in self.split.items() if subjects)
+        return (
+            f"{self.common.method}: {task.source} -> {', '.join(task.targets)}; subjects: {people}; "
+            f"{train.images:,} images in batches of {train.batch_size}"
+        )
+
+    @property
+    def text(self) -> str:
+        """The resolved configuration as TOML."""
+        return to_toml(self.common, self.config)
+
+
+def plan_run(config: Path, cohort: Path, settings: Sequence[str] = ()) -> Plan:
+    """Read and validate everything that a run depends on; nothing is written."""
+    shared, own = split_tree(read_tree(config, settings))
+    method = load_method(str(shared.get("method", "")))
+    names = list(method.Config.model_fields)
+    unknown = [key for key in own if key not in names]
+    common = validate(Common, {**shared, **{key: own[key] for key in unknown}}, str(config), extra=names)
+    table = read_cohort(cohort)
+    split = choose_split(table, **common.split.model_dump())
+    plan = Plan(common, method, validate(method.Config, own, str(config)), table, split)
+    plan.method.stages(plan.config, common.task.targets)
+    for column in (common.task.source, *common.task.targets):
+        if column not in table.images:
+            raise UserError(f"{cohort} has no image '{column}'", "", nearest(column, table.images))
+    if not plan.rows("train"):
+        raise UserError(
+            f"{cohort}: no subject is left to train on", "subjects with source and target", "check [split] and [task]"
+        )
+    return plan
+
+
+def prepare_rows(plan: Plan, rows: Sequence[Row], cache: Path) -> list[Case]:
+    """Bring rows of the cohort to the model grid."""
+    grid, task = plan.common.grid, plan.common.task
+    return [
+        prepare(
+            plan.cohort,
+            row,
+            source=task.source,
+            targets=task.targets,
+            spacing=(grid.spacing[0], grid.spacing[1], grid.spacing[2]),
+            orientation=grid.orientation,
+            on=task.source if grid.on == "source" else grid.on,
+            folder=cache,
+        )
+        for row in rows
+    ]
+
+
+def train_run(
+    plan: Plan,
+    run: Path,
+    *,
+    device: str = "auto",
+    cache: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
+    on_progress: Callable[[Progress], None] = lambda progress: None,  # noqa: ARG005
+) -> int:
+    """Train all stages of a run in its folder; give 0, or 128 + n if signal n asked to leave (all is saved then).
+
+    Raises
+    ------
+    UserError
+        If the folder holds another run, if another process works in it, or if training does not converge.
+    """
+    fabric = _fabric(plan.common.train, device)
+    if fabric.is_global_zero:
+        with locked(run):
+            return _train(plan, run, fabric, cache or run / "cache", say, on_progress)
+    return _train(plan, run, fabric, cache or run / "cache", lambda text: None, on_progress)
+
+
+def _train(
+    plan: Plan,
+    run: Path,
+    fabric: Fabric,
+    cache: Path,
+    say: Callable[[str], None],
+    on_progress: Callable[[Progress], None],
+) -> int:
+    settings, targets = plan.common.train, tuple(plan.common.task.targets)
+    if settings.batch_size % fabric.world_size:
+        raise UserError(
+            f"train.batch_size = {settings.batch_size} on {fabric.world_size} processes",
+            "a multiple of their number",
+            "change train.batch_size or the number of processes",
+        )
+    cases = prepare_rows(plan, plan.rows("train"), cache)
+    if fabric.is_global_zero:
+        _describe(plan, run, cases)
+    fabric.barrier()
+    stop = _Stop()
+    for stage in plan.method.stages(plan.config, targets):
+        folder = run / "stages" / stage.name
+        if not (folder / "weights.json").is_file():
+            statistics = stage.fit([_as_tensors(case) for case in cases])
+            folder.mkdir(parents=True, exist_ok=True)
+            say(forecast(stage, settings, cases, targets, fabric, statistics))
+            finished = train_stage(
+                stage,
+                settings,
+                cases,
+                targets,
+                folder,
+                fabric,
+                statistics=statistics,
+                facts={"method": plan.common.method, "stage": stage.name},
+                on_progress=on_progress,
+                stop=stop,
+                picture=lambda fitted, images, folder=folder: _picture(plan, fitted, cases[0], folder, images),  # type: ignore[misc]
+            )
+            if not finished:
+                return 128 + (stop.signal or 0)
+    if fabric.is_global_zero and not (run / "done").is_file():
+        _finish(plan, run, cache, cases, fabric.device)
+        write_text(run / "done", "")
+    fabric.barrier()
+    return 0
+
+
+def _fabric(settings: Train, device: str) -> Fabric:
+    accelerator = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "mps": "mps"}.get(device.split(":")[0])
+    if accelerator is None:
+        raise UserError(f"--device {device}", "auto, cpu, cuda or mps", "leave it out for auto")
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    precision = settings.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if accelerator == "cuda" else "32-true"
+    world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=local,
+        num_nodes=world // local,
+        strategy="ddp" if world > 1 else "auto",
+        precision=precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+class _Stop:
+    """Notes SIGTERM and Ctrl-C, so that the loop can save and leave between two updates."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self.signal = number
+
+    def __call__(self) -> bool:
+        return self.signal is not None
+
+
+def _describe(plan: Plan, run: Path, cases: Sequence[Case]) -> None:
+    """Write what the run is, or hold it against what the folder already says."""
+    content = {
+        row.name: {c: sha256(row.images[c]) for c in row.images if c in _columns(plan)} for row in plan.cohort.rows
+    }
+    scales = {
+        name: _mean_scale([case.scales[name] for case in cases if name in case.scales])
+        for name in (plan.common.task.source, *plan.common.task.targets)
+    }
+    described = {
+        "table": plan.cohort.path.name,
+        "images": {name: vars_of(spec) for name, spec in plan.cohort.images.items()},
+        "split": {part: list(subjects) for part, subjects in plan.split.items()},
+        "content": content,
+        "scales": scales,
+    }
+    text = plan.text
+    if (run / "config.toml").is_file():
+        if (run / "config.toml").read_text(encoding="utf-8") != text:
+            raise UserError(
+                f"{run}/config.toml is another configuration than the one asked for{_first_difference(run, text)}",
+                "the command that made the run",
+                "repeat that command to resume, or choose another --run",
+            )
+        if read_json(run / "cohort.json") != described:
+            raise UserError(
+                f"{run}/cohort.json does not fit {plan.cohort.path}: files, split or table have changed",
+                "the cohort that the run was started on",
+                "choose another --run",
+            )
+        return
+    write_json(run / "cohort.json", described)
+    write_json(run / "environment.json", environment())
+    write_text(run / "config.toml", text)
+
+
+def _columns(plan: Plan) -> set[str]:
+    return {plan.common.task.source, *plan.common.task.targets}
+
+
+def vars_of(spec: Any) -> dict[str, Any]:
+    """Give a specification as JSON values."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(spec).items()}
+
+
+def _mean_scale(scales: Sequence[Any]) -> dict[str, Any]:
+    return {
+        "low": float(np.mean([s.low for s in scales])),
+        "high": float(np.mean([s.high for s in scales])),
+        "unit": scales[0].unit,
+    }
+
+
+def _first_difference(run: Path, text: str) -> str:
+    old = (run / "config.toml").read_text(encoding="utf-8").splitlines()
+    for before, now in zip(old, text.splitlines(), strict=False):
+        if before != now:
+            return f" ('{before.strip()}' there, '{now.strip()}' now)"
+    return ""
+
+
+def _as_tensors(case: Case) -> TrainingCase:
+    def tensor(array: Any) -> Tensor:
+        return torch.from_numpy(np.array(array, dtype=np.float32))
+
+    return TrainingCase(
+        tensor(case.source),
+        {name: tensor(value) for name, value in case.targets.items()},
+        torch.from_numpy(np.array(case.foreground)),
+    )
+
+
+def _picture(plan: Plan, fitted: Fitted, case: Case, folder: Path, images: int) -> None:
+    """Draw the middle slices of one case: source, what the network makes of it in one call, and the truth."""
+    model = Model(plan.common, plan.config, plan.method.translator(plan.config, fitted), {}, {})
+    middle = case.source.shape[0] // 2
+    thin = slice(middle - 3, middle + 4)
+    source, foreground = np.array(case.source[thin], np.float32), np.array(case.foreground[thin])
+    request = Request(target=plan.common.task.targets[0], subject="picture", product="one-call")
+    estimate = model.draw(source, foreground, request).volumes[0, 3].cpu().numpy()
+    truth = case.targets.get(request.target)
+    strip = [source[3], estimate] + ([] if truth is None else [np.array(truth[middle], np.float32)])
+    save_strip(folder / "pictures" / f"{images:08d}.png", strip)
+
+
+def _finish(plan: Plan, run: Path, cache: Path, cases: Sequence[Case], device: torch.device) -> None:
+    """Fit what later verbs need of the training and validation subjects: the floors, and the residual scale."""
+    target = plan.common.task.targets[0]
+    pairs = (
+        ((np.asarray(c.source, np.float32) + 1) / 2, (np.asarray(c.targets[target], np.float32) + 1) / 2, c.foreground)
+        for c in cases
+        if target in c.targets
+    )
+    write_json(run / "floors.json", fit_floors(pairs).to_json())
+    held_out = prepare_rows(plan, plan.rows("val"), cache)
+    if not held_out:
+        write_json(run / "residual_scale.json", {"value": DEFAULT_RESIDUAL_SCALE, "origin": "default, no val subjects"})
+        return
+    model = Model.open(run, device=str(device))
+    values = [_residual(model, case, target) for case in held_out if target in case.targets]
+    facts = {"value": float(np.mean(values)), "origin": f"{len(values)} val subjects", "per_subject": values}
+    write_json(run / "residual_scale.json", facts)
+
+
+def _residual(model: Model, case: Case, target: str) -> float:
+    """RMS of x_0 - D(y, 1) over the foreground, in [-1, 1]."""
+    request = Request(target=target, subject="residual", product="one-call")
+    estimate = model.draw(np.asarray(case.source, np.float32), case.foreground, request).volumes[0].cpu().numpy()
+    error = (np.asarray(case.targets[target], np.float32) - estimate)[case.foreground & case.inside[target]]
+    return float(np.sqrt(np.mean(error.astype(np.float64) ** 2)))

@@ -1,0 +1,328 @@
+"""The verb ``translate``: a scan in, the translated scan on the same grid out, with its uncertainty and how it was made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scanbridge import __version__
+from scanbridge.data.cohort import ImageSpec
+from scanbridge.data.foreground import foreground
+from scanbridge.data.grid import Grid, model_grid, resample
+from scanbridge.data.intensity import Scale, scale_of
+from scanbridge.data.nifti import Volume, read, write
+from scanbridge.errors import UserError
+from scanbridge.methods.base import Product, Request
+from scanbridge.model import Model
+from scanbridge.runs.files import read_json, write_json
+
+ENDINGS = (".nii.gz", ".nii")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may ask of a translation; None leaves a choice to the run."""
+
+    target: str | None = None
+    samples: int = 0
+    seed: int = 0
+    calls: int | None = None
+    order: Literal[1, 2] | None = None
+    grid: str | None = None
+    eta: float | None = None
+    temperature: float | None = None
+    style: str | None = None
+
+    def request(self, target: str, subject: str, product: Product, on_call: Callable[[int, int], None]) -> Request:
+        """Give the request for one product of one subject."""
+        return Request(
+            target=target,
+            subject=subject,
+            product=product,
+            samples=max(1, self.samples) if product == "draw" else 1,
+            seed=self.seed,
+            calls=self.calls,
+            order=self.order,
+            grid=self.grid,
+            eta=self.eta,
+            temperature=self.temperature,
+            style=self.style,
+            on_call=on_call,
+        )
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A translated volume on the source's own grid.
+
+    Parameters
+    ----------
+    data
+        The estimate, (I, J, K) float32 in the target's unit.
+    uncertainty
+        (I, J, K), high = unsure, in the target's unit: a ranking, not a promise.
+    draws
+        (K, I, J, K) where samples were asked for, else None.
+    affine
+        (4, 4), the source's own.
+    facts
+        How it was made.
+    """
+
+    data: NDArray[np.float32]
+    uncertainty: NDArray[np.float32]
+    draws: list[NDArray[np.float32]]
+    affine: NDArray[np.float64]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> None:
+        """Write the estimate as NIfTI."""
+        write(Path(path), self.data, self.affine)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A source on the model grid: (D, H, W) in [-1, 1], its foreground, its grids, and its name by content."""
+
+    source: NDArray[np.float32]
+    foreground: NDArray[np.bool_]
+    grid: Grid
+    own: Grid
+    subject: str
+
+
+def prepare_source(model: Model, volume: Volume) -> Prepared:
+    """Bring a source volume to a run's model grid, exactly as training did."""
+    settings = model.common.grid
+    spec = ImageSpec(**model.cohort["images"][model.common.task.source])
+    body = foreground(volume.data, spec.kind)
+    scale = scale_of(spec, volume.data, body)
+    spacing = (settings.spacing[0], settings.spacing[1], settings.spacing[2])
+    grid = model_grid(volume.grid, spacing=spacing, orientation=settings.orientation)
+    values, _ = resample(volume.data, volume.grid, grid, fill=scale.low)
+    source = scale.encode(values).astype(np.float16).astype(np.float32)
+    inside = resample(body.astype(np.float32), volume.grid, grid, order=0)[0] > 0
+    return Prepared(source, inside, grid, volume.grid, hashlib.sha256(source.tobytes()).hexdigest())
+
+
+def translate_volume(
+    model: Model,
+    volume: Volume,
+    options: Options = Options(),  # noqa: B008  (frozen)
+    on_call: Callable[[int, int], None] = lambda call, calls: None,  # noqa: ARG005
+) -> Translation:
+    """Translate one volume: the estimate, its uncertainty, and draws where asked for.
+
+    Raises
+    ------
+    UserError
+        If the volume has no foreground, or the run cannot do what is asked.
+    """
+    target = chosen_target(model, options.target)
+    prepared = prepare_source(model, volume)
+    scale = model.scales[target]
+
+    def home(array: torch.Tensor, *, difference: bool = False) -> NDArray[np.float32]:
+        values = array.cpu().numpy()
+        values = values * (scale.range / 2) if difference else scale.decode(values)
+        return resample(values, prepared.grid, prepared.own, fill=0.0 if difference else scale.low)[0]
+
+    estimate = model.draw(
+        prepared.source, prepared.foreground, options.request(target, prepared.subject, "estimate", on_call)
+    )
+    facts = {"estimate": {"calls": estimate.calls, **estimate.facts}}
+    uncertainty, draws = estimate.uncertainty, []
+    if options.samples:
+        drawn = model.draw(
+            prepared.source, prepared.foreground, options.request(target, prepared.subject, "draw", on_call)
+        )
+        facts["draws"] = {"calls": drawn.calls, "samples": options.samples, **drawn.facts}
+        draws = [home(each) for each in drawn.volumes]
+        uncertainty = drawn.uncertainty if options.samples > 1 else uncertainty
+    return Translation(
+        data=home(estimate.volumes[0]),
+        uncertainty=home(uncertainty, difference=True),
+        draws=draws,
+        affine=volume.affine,
+        facts=facts,
+    )
+
+
+def chosen_target(model: Model, target: str | None) -> str:
+    """Give the target that the user named, or the run's first."""
+    names = model.common.task.targets
+    if target is not None and target not in names:
+        raise UserError(f"--target {target}", f"one of: {', '.join(names)}", "see 'scanbridge info'")
+    return target or names[0]
+
+
+def find_inputs(paths: Sequence[Path]) -> dict[str, Path]:
+    """Give the scans to translate by stem, in sorted order; a folder stands for the scans directly in it.
+
+    Raises
+    ------
+    UserError
+        For a path that is no scan, an empty folder, and two scans of one stem.
+    """
+    found: dict[str, Path] = {}
+    for path in _expanded(paths):
+        name = stem(path)
+        if name in found:
+            raise UserError(
+                f"{path} and {found[name]} have the same stem", "one name an output", "translate them into two folders"
+            )
+        found[name] = path
+    return dict(sorted(found.items()))
+
+
+def _expanded(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.name.endswith(ENDINGS) and not p.name.startswith("."))
+            if not inside:
+                raise UserError(f"{path} holds no scan", "files ending in .nii.gz or .nii", "check the folder")
+            yield from inside
+        elif path.is_file():
+            yield path
+        else:
+            raise UserError(f"{path}: no such file or folder", "a scan in NIfTI", "check the path")
+
+
+def stem(path: Path) -> str:
+    """Give a file's name without .nii.gz or .nii.
+
+    Raises
+    ------
+    UserError
+        If it ends otherwise.
+    """
+    for ending in ENDINGS:
+        if path.name.endswith(ending):
+            return path.name.removesuffix(ending)
+    raise UserError(f"{path}: not a NIfTI name", "a file ending in .nii.gz or .nii", "convert it, e.g. with dcm2niix")
+
+
+def recipe(model: Model, target: str, content: str, options: Options) -> dict[str, Any]:
+    """Give all that the bytes of a translation depend on."""
+    return {
+        "source_sha256": content,
+        "weights": model.weights,
+        "target": target,
+        "options": {k: v for k, v in vars(options).items() if k != "target"},
+        "residual_scale": model.residual_scale,
+    }
+
+
+def is_done(path: Path, wanted: dict[str, Any], *, overwrite: bool) -> bool:
+    """Say whether the translation at ``path`` (its JSON) is there and was made with just these settings.
+
+    Raises
+    ------
+    UserError
+        If it was made otherwise and `overwrite` is off.
+    """
+    if not path.is_file():
+        return False
+    made = read_json(path, "use --overwrite to write it anew").get("recipe")
+    if made == wanted:
+        return True
+    if overwrite:
+        return False
+    differs = next((k for k in wanted if not isinstance(made, dict) or made.get(k) != wanted[k]), "recipe")
+    raise UserError(
+        f"{path} was made with another '{differs}'", "the same weights and settings", "use --overwrite, or another --out"
+    )
+
+
+def translate_file(
+    model: Model,
+    path: Path,
+    out: Path,
+    options: Options,
+    *,
+    overwrite: bool = False,
+    on_call: Callable[[int, int], None] = lambda call, calls: None,  # noqa: ARG005
+) -> bool:
+    """Translate one file into the folder `out`; False where it was there already.
+
+    The JSON is written last: where it is, all is.
+    """
+    target = chosen_target(model, options.target)
+    volume = read(path)
+    base = out / f"{stem(path)}_{target}"
+    about = base.with_name(base.name + ".json")
+    wanted = recipe(model, target, volume.sha256, options)
+    if is_done(about, wanted, overwrite=overwrite):
+        return False
+    try:
+        made = translate_volume(model, volume, options, on_call)
+    except UserError as error:
+        raise UserError(f"{path}: {error.what}", error.expected, error.remedy) from error
+    about.unlink(missing_ok=True)
+    for index, draw in enumerate(made.draws, start=1):
+        write(base.with_name(f"{base.name}_draw-{index:02d}.nii.gz"), draw, made.affine)
+    write(base.with_name(base.name + "_uncertainty.nii.gz"), made.uncertainty, made.affine)
+    write(base.with_name(base.name + ".nii.gz"), made.data, made.affine)
+    scale: Scale = model.scales[target]
+    write_json(
+        about,
+        {
+            "source": path.name,
+            "target": target,
+            "method": model.common.method,
+            "product": "estimate",
+            "scale": {"low": scale.low, "high": scale.high, "unit": scale.unit, "origin": _origin(scale)},
+            "uncertainty": "standard deviation, a ranking and not a promise: this run is not calibrated",
+            "made": made.facts,
+            "recipe": wanted,
+            "scanbridge": __version__,
+            "torch": torch.__version__,
+        },
+    )
+    return True
+
+
+def _origin(scale: Scale) -> str:
+    return "mean percentiles of the training targets" if scale.unit == "1" else "fixed for the cohort"
+
+
+def translate_all(
+    run: Path,
+    inputs: Sequence[Path],
+    out: Path,
+    options: Options,
+    *,
+    device: str = "auto",
+    shard: str = "1/1",
+    overwrite: bool = False,
+    on_progress: Callable[[float, float, str], None] = lambda done, of, words: None,  # noqa: ARG005
+    say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
+) -> tuple[int, int]:
+    """Translate files one after another; give how many were made and how many were there already."""
+    part, parts = _shard(shard)
+    files = list(find_inputs(inputs).values())[part - 1 :: parts]
+    model = Model.open(run, device=device)
+    say(f"{len(files)} scans, {model.common.task.source} -> {chosen_target(model, options.target)} on {model.device}")
+    made = 0
+    for index, path in enumerate(files):
+
+        def told(call: int, calls: int, index: int = index, path: Path = path) -> None:
+            on_progress(index + call / calls * 0.99, len(files), path.name)
+
+        made += translate_file(model, path, out, options, overwrite=overwrite, on_call=told)
+        on_progress(index + 1, len(files), path.name)
+    return made, len(files) - made
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise UserError(f"--shard {text}", "i/n with 1 <= i <= n", "for example --shard 1/4")
+    return int(part), int(parts)
