@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from scanbridge.api import Run
+    from scanbridge.api import Run, Translation
 
 __version__ = "0.1.0"
 __all__ = ["Run", "Translation", "__version__", "load"]
@@ -19,18 +19,14 @@ __all__ = ["Run", "Translation", "__version__", "load"]
 
 def load(run: str | Path, *, device: str = "auto") -> Run:
     """Open a trained run; see `scanbridge.api.Run`."""
-    from scanbridge.api import Run
+    from scanbridge.api import Run  # noqa: PLC0415  (torch is loaded only when a run is opened)
 
     return Run(run, device=device)
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Translation":
-        from scanbridge.translate import Translation
+    if name in ("Run", "Translation"):
+        from scanbridge import api  # noqa: PLC0415  (see load)
 
-        return Translation
-    if name == "Run":
-        from scanbridge.api import Run
-
-        return Run
+        return getattr(api, name)
     raise AttributeError(name)

@@ -12,6 +12,8 @@ from scanbridge.data.nifti import Volume, read
 from scanbridge.model import Model
 from scanbridge.translate import Options, Translation, translate_volume
 
+__all__ = ["Run", "Translation"]
+
 
 class Run:
     """A trained run that translates volumes.

@@ -111,7 +111,9 @@ def translate(
     eta: Annotated[Optional[float], typer.Option("--eta", min=0, max=1, help="Stochasticity of the walk.")] = None,  # noqa: UP045
     samples: Annotated[int, typer.Option("--samples", min=0, help="Draws to write beside the estimate.")] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the draws.")] = 0,
-    style: Annotated[Optional[str], typer.Option("--style", help="average, nearest, or a scan whose look to take.")] = None,  # noqa: UP045
+    style: Annotated[
+        str | None, typer.Option("--style", help="average, nearest, or a scan whose look to take.")
+    ] = None,
     device: Device = "auto",
     shard: Annotated[str, typer.Option("--shard", help="i/n: the i-th of n parts of the inputs.")] = "1/1",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write anew what was made otherwise.")] = False,
@@ -122,7 +124,14 @@ def translate(
     options = Options(target, samples, seed, calls, order, grid, eta, style=style)  # type: ignore[arg-type]
     with _bar("translating") as advance:
         made, kept = translate_all(
-            run, inputs, out, options, device=device, shard=shard, overwrite=overwrite, on_progress=advance,
+            run,
+            inputs,
+            out,
+            options,
+            device=device,
+            shard=shard,
+            overwrite=overwrite,
+            on_progress=advance,
             say=lambda text: print(text, file=sys.stderr),
         )
     print(f"{made} translated, {kept} were there already: {out}")
@@ -133,7 +142,9 @@ def evaluate(
     run: Run,
     cohort: CohortOption,
     out: Annotated[Path, typer.Option("--out", help="Folder for tables and the page.")],
-    split: Annotated[str, typer.Option("--split", help="test, val, calibration, or external for a new cohort.")] = "test",
+    split: Annotated[
+        str, typer.Option("--split", help="test, val, calibration, or external for a new cohort.")
+    ] = "test",
     translations: Annotated[Optional[Path], typer.Option("--translations", help="Judge these volumes instead.")] = None,  # noqa: UP045
     regression: Annotated[Optional[Path], typer.Option("--regression", help="A regression run, as a floor.")] = None,  # noqa: UP045
     device: Device = "auto",
@@ -143,7 +154,9 @@ def evaluate(
 
     runs = [run] if regression is None else [run, regression]
     with _bar("evaluating") as advance:
-        page = evaluate_runs(runs, cohort, out, split=split, translations=translations, device=device, on_progress=advance)
+        page = evaluate_runs(
+            runs, cohort, out, split=split, translations=translations, device=device, on_progress=advance
+        )
     _show_summary(out)
     print(f"page: {page}")
 

@@ -164,10 +164,13 @@ def fresh_state(stage: Stage, settings: Train, fabric: Fabric) -> State:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed("init", settings.seed, stage.name) % 2**32)
         networks = stage.build()
-    networks = {name: fabric.setup_module(net.to(memory_format=torch.channels_last)) for name, net in networks.items()}
+    networks = {name: fabric.setup_module(net) for name, net in networks.items()}
     parameters = [p for net in networks.values() for p in net.parameters()]
     optimizer = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, betas=tuple(settings.betas), weight_decay=settings.weight_decay
+        parameters,
+        lr=settings.learning_rate,
+        betas=(settings.betas[0], settings.betas[1]),
+        weight_decay=settings.weight_decay,
     )
     state = State(networks, fabric.setup_optimizers(optimizer))
     state.average = {name: value.detach().clone() for name, value in state.weights().items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from torch.nn.functional import pad
 
 from scanbridge.data.box import box_of
+from scanbridge.data.cohort import ImageSpec
 from scanbridge.data.intensity import Scale
 from scanbridge.errors import UserError
 from scanbridge.methods.base import Draws, Fitted, Request, Translator, load_method
@@ -21,6 +23,7 @@ from scanbridge.runs.config import Common, read_tree, split_tree, validate
 from scanbridge.runs.files import read_json
 
 BACKGROUND = -1.0
+_SPEC = TypeAdapter(ImageSpec)
 
 
 @dataclass
@@ -35,6 +38,8 @@ class Model:
         The method's translator with the trained networks.
     cohort
         The run's ``cohort.json``.
+    source_spec
+        What the source is, as the training cohort declared it.
     scales
         Mean scale of the training images by name; a written MR volume uses it.
     residual_scale
@@ -49,6 +54,7 @@ class Model:
     config: BaseModel
     translator: Translator
     cohort: dict[str, Any]
+    source_spec: ImageSpec
     scales: dict[str, Scale]
     residual_scale: float | None = None
     run: Path | None = None
@@ -96,6 +102,7 @@ class Model:
             config=config,
             translator=method.translator(config, fitted),
             cohort=cohort,
+            source_spec=_SPEC.validate_json(json.dumps(cohort["images"][common.task.source])),
             scales={name: Scale(**value) for name, value in cohort["scales"].items()},
             residual_scale=float(read_json(scale)["value"]) if scale.is_file() else None,
             run=run,
@@ -104,7 +111,7 @@ class Model:
         )
 
     def draw(self, source: NDArray[np.float32], foreground: NDArray[np.bool_], request: Request) -> Draws:
-        """Draw target volumes (K, D, H, W) for a source (D, H, W) in [-1, 1]; outside the foreground's box is background."""
+        """Draw target volumes (K, D, H, W) for a source (D, H, W) in [-1, 1]; outside its foreground's box is background."""
         if not foreground.any():
             raise UserError("the source has no foreground", "a scan with something in it", "look at it with 'check'")
         box = box_of(foreground)

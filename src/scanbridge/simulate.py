@@ -176,7 +176,8 @@ def _write_person(
         images, affine = draw(i)
         (out / name).mkdir(exist_ok=True)
         for column, path in row.items():
-            nifti.write(out / path, images[column], affine)
+            if not (out / path).is_file():
+                nifti.write(out / path, images[column], affine)
     return {"subject": name, **row}
 
 

@@ -1,4 +1,4 @@
-"""The verb ``train``: from a configuration and a cohort to a run folder, stage by stage, resumable with the same command."""
+"""The verb ``train``: from a configuration and a cohort to a run folder, resumable with the same command."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from scanbridge.data.cohort import Cohort, Row, choose_split, read_cohort
 from scanbridge.data.nifti import sha256
 from scanbridge.errors import UserError, nearest
 from scanbridge.fit import Progress, forecast, train_stage
-from scanbridge.metrics.floors import fit_floors
 from scanbridge.methods.base import Fitted, Request, TrainingCase, load_method
+from scanbridge.metrics.floors import fit_floors
 from scanbridge.model import Model
 from scanbridge.runs.checkpoint import environment
 from scanbridge.runs.config import Common, Train, read_tree, split_tree, to_toml, validate
@@ -127,7 +127,7 @@ def train_run(
     if fabric.is_global_zero:
         with locked(run):
             return _train(plan, run, fabric, cache or run / "cache", say, on_progress)
-    return _train(plan, run, fabric, cache or run / "cache", lambda text: None, on_progress)
+    return _train(plan, run, fabric, cache or run / "cache", lambda text: None, on_progress)  # noqa: ARG005
 
 
 def _train(
@@ -179,7 +179,9 @@ def _train(
 
 
 def _fabric(settings: Train, device: str) -> Fabric:
-    accelerator = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "mps": "mps"}.get(device.split(":")[0])
+    accelerator = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "mps": "mps"}.get(
+        device.partition(":")[0]
+    )
     if accelerator is None:
         raise UserError(f"--device {device}", "auto, cpu, cuda or mps", "leave it out for auto")
     if accelerator == "auto":
@@ -217,7 +219,11 @@ class _Stop:
 def _describe(plan: Plan, run: Path, cases: Sequence[Case]) -> None:
     """Write what the run is, or hold it against what the folder already says."""
     content = {
-        row.name: {c: sha256(row.images[c]) for c in row.images if c in _columns(plan)} for row in plan.cohort.rows
+        row.name: {
+            "subject": row.subject,
+            "images": {c: sha256(row.images[c]) for c in row.images if c in _columns(plan)},
+        }
+        for row in plan.cohort.rows
     }
     scales = {
         name: _mean_scale([case.scales[name] for case in cases if name in case.scales])
@@ -288,7 +294,14 @@ def _as_tensors(case: Case) -> TrainingCase:
 
 def _picture(plan: Plan, fitted: Fitted, case: Case, folder: Path, images: int) -> None:
     """Draw the middle slices of one case: source, what the network makes of it in one call, and the truth."""
-    model = Model(plan.common, plan.config, plan.method.translator(plan.config, fitted), {}, {})
+    model = Model(
+        plan.common,
+        plan.config,
+        plan.method.translator(plan.config, fitted),
+        {},
+        plan.cohort.images[plan.common.task.source],
+        {},
+    )
     middle = case.source.shape[0] // 2
     thin = slice(middle - 3, middle + 4)
     source, foreground = np.array(case.source[thin], np.float32), np.array(case.foreground[thin])

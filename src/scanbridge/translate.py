@@ -1,4 +1,4 @@
-"""The verb ``translate``: a scan in, the translated scan on the same grid out, with its uncertainty and how it was made."""
+"""The verb ``translate``: a scan in; the translated scan on the same grid out, with its uncertainty."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 
 from scanbridge import __version__
-from scanbridge.data.cohort import ImageSpec
 from scanbridge.data.foreground import foreground
 from scanbridge.data.grid import Grid, model_grid, resample
 from scanbridge.data.intensity import Scale, scale_of
@@ -39,6 +38,7 @@ class Options:
     eta: float | None = None
     temperature: float | None = None
     style: str | None = None
+    product: Literal["estimate", "one-call"] = "estimate"
 
     def request(self, target: str, subject: str, product: Product, on_call: Callable[[int, int], None]) -> Request:
         """Give the request for one product of one subject."""
@@ -101,7 +101,7 @@ class Prepared:
 def prepare_source(model: Model, volume: Volume) -> Prepared:
     """Bring a source volume to a run's model grid, exactly as training did."""
     settings = model.common.grid
-    spec = ImageSpec(**model.cohort["images"][model.common.task.source])
+    spec = model.source_spec
     body = foreground(volume.data, spec.kind)
     scale = scale_of(spec, volume.data, body)
     spacing = (settings.spacing[0], settings.spacing[1], settings.spacing[2])
@@ -115,7 +115,7 @@ def prepare_source(model: Model, volume: Volume) -> Prepared:
 def translate_volume(
     model: Model,
     volume: Volume,
-    options: Options = Options(),  # noqa: B008  (frozen)
+    options: Options = Options(),
     on_call: Callable[[int, int], None] = lambda call, calls: None,  # noqa: ARG005
 ) -> Translation:
     """Translate one volume: the estimate, its uncertainty, and draws where asked for.
@@ -135,7 +135,7 @@ def translate_volume(
         return resample(values, prepared.grid, prepared.own, fill=0.0 if difference else scale.low)[0]
 
     estimate = model.draw(
-        prepared.source, prepared.foreground, options.request(target, prepared.subject, "estimate", on_call)
+        prepared.source, prepared.foreground, options.request(target, prepared.subject, options.product, on_call)
     )
     facts = {"estimate": {"calls": estimate.calls, **estimate.facts}}
     uncertainty, draws = estimate.uncertainty, []
@@ -237,7 +237,9 @@ def is_done(path: Path, wanted: dict[str, Any], *, overwrite: bool) -> bool:
         return False
     differs = next((k for k in wanted if not isinstance(made, dict) or made.get(k) != wanted[k]), "recipe")
     raise UserError(
-        f"{path} was made with another '{differs}'", "the same weights and settings", "use --overwrite, or another --out"
+        f"{path} was made with another '{differs}'",
+        "the same weights and settings",
+        "use --overwrite, or another --out",
     )
 
 
@@ -265,6 +267,7 @@ def translate_file(
         made = translate_volume(model, volume, options, on_call)
     except UserError as error:
         raise UserError(f"{path}: {error.what}", error.expected, error.remedy) from error
+    out.mkdir(parents=True, exist_ok=True)
     about.unlink(missing_ok=True)
     for index, draw in enumerate(made.draws, start=1):
         write(base.with_name(f"{base.name}_draw-{index:02d}.nii.gz"), draw, made.affine)

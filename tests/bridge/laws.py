@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +23,7 @@ from scanbridge.bridge.process import (
     rectified,
     residual_shift,
 )
+from scanbridge.bridge.sample import Grid
 
 RESSHIFT = residual_shift(2.0, geometric_shift())
 RESDM = residual_shift(0.1, linear_shift())
@@ -29,7 +32,38 @@ NOISY = [process for process in PROCESSES if not process.noiseless]
 BRIDGES = [process for process in NOISY if float(process.kappa(as_time(1.0))) == 0]
 
 every_process = pytest.mark.parametrize("process", PROCESSES, ids=lambda process: process.name)
+every_bridge = pytest.mark.parametrize("process", BRIDGES, ids=lambda process: process.name)
 every_noisy_process = pytest.mark.parametrize("process", NOISY, ids=lambda process: process.name)
+
+GRIDS: list[Grid] = ["theta", "linear", "quadratic", "lambda", "published"]
+every_grid = pytest.mark.parametrize("grid", GRIDS)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def noises(*shape: int, seed: int = 0) -> Callable[[int], Tensor]:
+    return lambda step: random(*shape, seed=1000 * seed + step)
+
+
+class Seen:
+    """A denoiser that keeps the states and times that it was called with."""
+
+    def __init__(self, denoise: Callable[[Tensor, float], Tensor]) -> None:
+        self.denoise = denoise
+        self.states: list[Tensor] = []
+        self.times: list[float] = []
+
+    def __call__(self, state: Tensor, t: float) -> Tensor:
+        self.states.append(state)
+        self.times.append(t)
+        return self.denoise(state, t)
+
+
+def bend(state: Tensor, t: float) -> Tensor:
+    """Stand for a network: smooth, nonlinear, different at every time."""
+    return torch.tanh(0.7 * state + math.sin(9 * t))
 
 
 def weights(process: Process, t: float) -> tuple[float, float, float]:

@@ -104,7 +104,7 @@ def ours(network: Network, source: Tensor, calls: int, m_corrections: int, norm:
         process,
         padded,
         time_grid(process, calls, grid="published"),
-        lambda step: torch.full_like(padded, math.nan),
+        lambda _step: torch.full_like(padded, math.nan),
         path="mean",
         start="source",
         corrector=Langevin(process, padded, 0.5, lambda t: increment(steps.tolist(), index(t)), m_corrections, norm),

@@ -11,7 +11,7 @@ from typing import Literal
 
 import pytest
 import torch
-from laws import BRIDGES, NOISY, RESSHIFT, Gaussian, Mixture, coordinate, order_of, quantiles, rms
+from laws import BRIDGES, NOISY, RESSHIFT, Gaussian, Mixture, coordinate, every_bridge, order_of, quantiles, rms
 from torch import Tensor
 
 from scanbridge.bridge.process import Process, as_time, brownian_bridge
@@ -21,7 +21,6 @@ Order = Literal[1, 2]
 Z = quantiles()
 MIXTURE_SD = rms(Mixture(brownian_bridge(), torch.zeros_like(Z)).target(Z) - 0.275)
 
-every_bridge = pytest.mark.parametrize("process", BRIDGES, ids=lambda process: process.name)
 every_toy = pytest.mark.parametrize(
     ("toy", "sd"), [(Gaussian, 0.2), (Mixture, MIXTURE_SD)], ids=["gaussian", "mixture"]
 )

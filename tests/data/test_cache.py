@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import os
 import signal
 import subprocess
 import sys
@@ -43,7 +42,7 @@ type = "continuous"
 
 
 def anatomy(shape: tuple[int, int, int], affine: np.ndarray, seed: int) -> np.ndarray:
-    """A smooth random field in a ball of 28 mm about the origin, 0 outside; the same place has the same value on any grid."""
+    """A smooth random field in a ball of 28 mm, 0 outside; the same place has the same value on any grid."""
     at = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1) @ affine[:3, :3].T + affine[:3, 3]
     waves = np.random.default_rng(seed).normal(scale=0.08, size=(3, 5))
     field = 2 + np.cos(at @ waves).mean(-1)
@@ -68,7 +67,9 @@ def made(folder: Path, **changes) -> Case:
 
 def same(one: Case, other: Case) -> bool:
     pairs = zip(dataclasses.astuple(one), dataclasses.astuple(other), strict=True)
-    return all(str(a) == str(b) and np.array_equal(a, b) if isinstance(a, np.ndarray) else str(a) == str(b) for a, b in pairs)
+    return all(
+        str(a) == str(b) and np.array_equal(a, b) if isinstance(a, np.ndarray) else str(a) == str(b) for a, b in pairs
+    )
 
 
 def entries(folder: Path) -> list[str]:
@@ -130,6 +131,8 @@ def test_the_grid_follows_the_image_asked_for(on, tmp_path):
     assert own is not None
     assert case.grid == model_grid(own.grid, spacing=TASK["spacing"], orientation="SPL")
     assert case.inside[on].all()
+    assert (case.source[~case.inside["ct"]] == -1).all()
+    assert case.inside["ct"].all() == (on == "ct")
     inside = case.inside["ct"] & case.inside["pet"] & ndimage.binary_erosion(case.foreground, iterations=3)
     ct, pet = (case.scales[n].decode(v)[inside] for n, v in (("ct", case.source), ("pet", case.targets["pet"])))
     unclipped = (ct < 990) & (pet < 14.9)
@@ -199,24 +202,35 @@ def test_a_window_of_three_slices_comes_in_well_under_a_millisecond(tmp_path):
     assert np.median(seconds) < 5e-4
 
 
-def _prepared_by_another_process(folder: Path) -> float:
-    return float(np.asarray(made(folder).source, dtype=np.float64).sum())
+def _prepare_when_all_are_ready(barrier, folder: Path, sums) -> None:
+    barrier.wait()
+    sums.put(float(np.asarray(made(folder).source, dtype=np.float64).sum()))
 
 
 def test_processes_that_make_the_same_entry_together_all_succeed(tmp_path):
     cohort_of(tmp_path)
-    with multiprocessing.get_context("fork").Pool(4) as pool:
-        sums = pool.map(_prepared_by_another_process, [tmp_path] * 8, chunksize=1)
-    assert len(set(sums)) == 1
+    processes = multiprocessing.get_context("spawn")
+    barrier, sums = processes.Barrier(3), processes.SimpleQueue()
+    workers = [processes.Process(target=_prepare_when_all_are_ready, args=(barrier, tmp_path, sums)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert len({sums.get() for _ in workers}) == 1
     assert len(entries(tmp_path)) == 1, "somebody left a half-made entry behind"
 
 
 def test_a_process_killed_while_it_writes_leaves_no_entry_that_is_seen(tmp_path):
     cohort_of(tmp_path)
-    stop = "import os, signal, scanbridge.data.cache as c; c.json.dump = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)"
-    go = f"from pathlib import Path; from scanbridge.data.cohort import read_cohort; h = read_cohort({str(tmp_path / 'cohort.csv')!r})"
-    run = f"c.prepare(h, h.rows[0], folder=Path({str(tmp_path / 'cache')!r}), **{TASK!r})"
-    done = subprocess.run([sys.executable, "-c", "\n".join([stop, go, run])], env={**os.environ}, check=False)
+    script = f"""
+import os, pathlib, signal
+from scanbridge.data import cache, cohort
+cache.json.dump = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+study = cohort.read_cohort({str(tmp_path / "cohort.csv")!r})
+cache.prepare(study, study.rows[0], folder=pathlib.Path({str(tmp_path / "cache")!r}), **{TASK!r})
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False)
     assert done.returncode == -signal.SIGKILL
     assert [name for name in entries(tmp_path) if not name.startswith(".")] == []
     case = made(tmp_path)

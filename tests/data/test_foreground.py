@@ -56,7 +56,9 @@ def test_the_order_of_axes_changes_nothing(kind, noise):
     data, _ = body(kind, noise=noise)
     mask = foreground(data, kind)
     for axes in itertools.permutations(range(3)):
-        assert np.array_equal(foreground(data.transpose(axes)[::-1, :, ::-1], kind), mask.transpose(axes)[::-1, :, ::-1])
+        assert np.array_equal(
+            foreground(data.transpose(axes)[::-1, :, ::-1], kind), mask.transpose(axes)[::-1, :, ::-1]
+        )
 
 
 @pytest.mark.parametrize("gain", [1e-3, 1, 1e4])

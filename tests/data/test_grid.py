@@ -20,7 +20,9 @@ ORDERS = [(axes, flips) for axes in itertools.permutations(range(3)) for flips i
 OBLIQUE = Rotation.from_rotvec(np.radians(17) * np.array([1, 2, 3]) / np.sqrt(14)).as_matrix()
 
 
-def affine_of(spacing: tuple[float, float, float], rotation: NDArray[np.float64], centre: float = 5.0) -> NDArray[np.float64]:
+def affine_of(
+    spacing: tuple[float, float, float], rotation: NDArray[np.float64], centre: float = 5.0
+) -> NDArray[np.float64]:
     affine = np.eye(4)
     affine[:3, :3] = rotation * spacing
     affine[:3, 3] = -40 + centre
@@ -44,7 +46,7 @@ def places(grid: Grid) -> NDArray[np.float64]:
 def smooth_image(grid: Grid) -> NDArray[np.float32]:
     """Two unlike blobs, 20 mm wide: no order of axes maps the image on itself, and half a voxel of shift is seen."""
     at, middle = places(grid), places(grid).mean(axis=(0, 1, 2))
-    blobs = [(1.0, middle + (6, -4, 3)), (-0.6, middle + (-9, 5, -7))]
+    blobs = [(1.0, middle + np.array([6, -4, 3])), (-0.6, middle + np.array([-9, 5, -7]))]
     return sum(height * np.exp(-((at - c) ** 2).sum(-1) / (2 * 20**2)) for height, c in blobs).astype(np.float32)
 
 
@@ -177,6 +179,15 @@ def test_nearest_neighbour_makes_no_new_label(end):
     labels = np.random.default_rng(0).integers(0, 4, source.shape)
     values, _ = resample(labels, source, GRIDS[end], order=0)
     assert set(np.unique(values)) <= {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("end", GRIDS)
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_nearest_neighbour_takes_the_closest_voxel(end, axis):
+    source, to = GRIDS["anisotropic"], GRIDS[end]
+    values, inside = resample(np.indices(source.shape)[axis], source, to, order=0)
+    position = ((places(to) - source.affine[:3, 3]) @ np.linalg.inv(source.affine[:3, :3]).T)[..., axis]
+    assert np.abs(values - position)[inside].max() < 0.502
 
 
 @settings(max_examples=60, deadline=None)

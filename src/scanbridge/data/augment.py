@@ -70,7 +70,7 @@ def apply_changes(images: Tensor, valid: Tensor, changes: Sequence[Change], n_so
     """
     n_channels, depth = images.shape[1], images.shape[2]
     flipped = [_flip(torch.cat([i + 1, v]), c.flip) for i, v, c in zip(images, valid, changes, strict=True)]
-    moved = _move(torch.stack(flipped), changes, n_channels).unflatten(1, (-1, depth))
+    moved = _move(torch.stack(flipped), changes, n_channels).reshape(len(images), -1, depth, *images.shape[-2:])
     images, valid = moved[:, :n_channels] - 1, moved[:, n_channels:].round()
     source = images[:, :n_source]
     bent = [_bend(item, change) for item, change in zip(source, changes, strict=True)]

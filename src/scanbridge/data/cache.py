@@ -25,7 +25,7 @@ from scanbridge.errors import UserError, nearest
 _VERSION = 1  # raise it whenever the same files would give other arrays
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single truth of equality
 class Case:
     """One row of a cohort on the model grid.
 

@@ -298,7 +298,7 @@ def _explained(error: Any) -> str:
         return f"{where} = '{error['input']}', {nearest(str(error['input']), choices)}"
     if error["type"] in {"missing", "missing_argument"}:
         return f"{where} is missing"
-    return f"{where} = {error['input']!r}: {error['msg']}"
+    return f"{where} = {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
 
 
 def _check_columns(path: Path, declaration: _Declaration, columns: Sequence[str]) -> None:

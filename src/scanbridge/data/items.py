@@ -116,7 +116,8 @@ class Items:
     def _corner(self, extent: slice, size: int, rng: np.random.Generator) -> int:
         """Give the first voxel of an item: centred on the box where it fits, else at random inside it."""
         spare = (extent.stop - extent.start) - size
-        return extent.start + (int(rng.integers(spare + 1)) if spare > 0 else -(-spare // 2))
+        start = int(extent.start)
+        return start + int(rng.integers(spare + 1)) if spare > 0 else start - (-spare // 2)
 
     def _cut(
         self, volume: NDArray[np.generic], slices: NDArray[np.int64], first: list[int], fill: float

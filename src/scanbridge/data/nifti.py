@@ -27,7 +27,7 @@ _HEADERS: dict[int, tuple[Any, bytes]] = {348: (nib.Nifti1Header, b"n+1"), 540: 
 _EXPECTED = "a whole 3D NIfTI file (.nii or .nii.gz)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single truth of equality
 class Volume:
     """One image as it lies in its file.
 

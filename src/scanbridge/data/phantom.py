@@ -1,9 +1,9 @@
 """A simulated brain: the anatomy of one person, drawn at random; `scanbridge.data.scanner` makes images of it.
 
 The anatomy starts from the ICBM 152 average brain (Fonov et al., NeuroImage 54, 313, 2011), which is blurry, and gives
-back what averaging took away. The white matter is deblurred and its edge moved by a random field; the cortex is a ribbon
-around it, as in life; a sulcus lies where two ribbons meet. A smooth deformation and a widening of the ventricles make
-every person another one.
+back what averaging took away. The white matter is deblurred and its edge moved by a random field; the cortex is a
+ribbon around it, as in life; a sulcus lies where two ribbons meet. A smooth deformation and a widening of the
+ventricles make every person another one.
 
 Arrays are (I, J, K) = (right, anterior, superior) and lengths are in mm. Everything is defined in mm, so that one seed
 gives one anatomy on every grid; random values come from the generator passed in and nowhere else.
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from scanbridge.data import nifti
 from scanbridge.errors import UserError
 
 Array = NDArray[np.float32]
@@ -53,7 +54,9 @@ def smooth_field(rng: np.random.Generator, shape: tuple[int, int, int], box: tup
         r = np.abs(at[:, None] - (np.arange(n_knots[axis]) - (n_knots[axis] - 1) / 2))
         basis = np.where(r < 1, 2 / 3 - r**2 + r**3 / 2, np.clip(2 - r, 0, None) ** 3 / 6).astype(np.float32)
         weights = np.moveaxis(np.tensordot(basis, weights, axes=(1, axis)), 0, axis)
-    return (weights / 0.4794**1.5).astype(np.float32)  # 0.4794 = the mean over positions of the sum of squared splines
+    return np.asarray(
+        weights / 0.4794**1.5, np.float32
+    )  # 0.4794 = the mean over positions of the sum of squared splines
 
 
 # --- the average brain ------------------------------------------------------------------------------------------------
@@ -91,11 +94,11 @@ def _template_folder() -> Path:
 def _sharpen(image: Array) -> Array:
     """Undo part of the blur of averaging 152 people at the two scales where gyri live."""
     fine, coarse = (ndimage.gaussian_filter(image, sigma) for sigma in (2.5, 6.0))
-    return image + 1.5 * (image - fine) + 1.0 * (image - coarse)
+    return np.asarray(image + 1.5 * (image - fine) + 1.0 * (image - coarse), np.float32)
 
 
 def _ellipsoid(at: Array, centre: tuple[float, ...], half: tuple[float, ...]) -> Array:
-    """Give 1 inside, 0 outside, with an edge of about a sixth of the half axes; on both sides. `at` is (3, ...) in mm."""
+    """Give 1 inside, 0 outside, with an edge of a sixth of the half axes or so; on both sides. `at` (3, ...) in mm."""
     x = np.abs(at[0])
     r2 = sum(((p - c) / h) ** 2 for p, c, h in zip((x, at[1], at[2]), centre, half, strict=True))
     return np.asarray(np.clip((1.0 - r2) * 3.0 + 0.5, 0, 1), np.float32)
@@ -110,11 +113,10 @@ def template() -> Template:
     UserError
         Where nilearn, which carries it, is not installed.
     """
-    import nibabel as nib  # noqa: PLC0415  (only needed here; the rest of the module is arrays)
 
     def load(name: str) -> tuple[Array, NDArray[np.float64]]:
-        image = nib.load(_template_folder() / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz")
-        return np.asarray(image.dataobj, np.float32) / 255, image.affine
+        volume = nifti.read(_template_folder() / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz")
+        return np.asarray(volume.data / 255, np.float32), volume.affine
 
     (t1, affine), (grey, _), (white, _) = load("t1"), load("gm"), load("wm")
     brain = t1 > 0
@@ -132,7 +134,9 @@ def template() -> Template:
 
     at = np.stack(np.meshgrid(*(o + np.arange(n) for o, n in zip(origin, t1.shape, strict=True)), indexing="ij"))
     ventricle = (fluid > 0) * _ellipsoid(at.astype(np.float32), (0, -22, 10), (42, 66, 32))
-    gradient = np.stack([ndimage.gaussian_filter(ventricle, 5.0, order=order) for order in np.eye(3, dtype=int)])
+    gradient = np.stack(
+        [ndimage.gaussian_filter(ventricle, 5.0, order=order) for order in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]
+    )
     return Template(origin, _sharpen(white) - 0.5, fluid, inside, gradient)
 
 
@@ -157,7 +161,7 @@ class Anatomy:
 
 
 def _grids(size: int) -> tuple[tuple[int, int, int], tuple[float, ...], int]:
-    """Give shape and extent (mm) of the computed box, and how many fine voxels (of 1 mm or so) an output voxel is wide."""
+    """Give shape and extent (mm) of the computed box, and how many fine voxels (about 1 mm) an output voxel is wide."""
     spacing = FIELD_OF_VIEW / size
     counts = tuple(min(size, size - 2 * int((FIELD_OF_VIEW - length) / spacing / 2)) for length in _BOX)
     return (counts[0], counts[1], counts[2]), tuple(n * spacing for n in counts), min(3, max(1, round(spacing)))
@@ -169,7 +173,7 @@ def _sample(image: Array, at: Array, origin: NDArray[np.float64], fill: float) -
 
 
 def jacobian(mapped: Array, spacing: float) -> Array:
-    """Give the determinant of the Jacobian of a map given by its values (3, I, J, K) in mm on a grid of `spacing` mm."""
+    """Give the Jacobian's determinant of a map, which is its values (3, I, J, K) in mm on a grid of `spacing` mm."""
     rows = np.stack([np.stack(np.gradient(component, spacing)) for component in mapped])
     return np.asarray(np.linalg.det(np.moveaxis(rows, (0, 1), (-2, -1))), np.float32)
 
@@ -184,8 +188,8 @@ def deformation(
 ) -> tuple[Array, float]:
     """Draw where in the template (mm) each voxel of a person lies: (3, I, J, K), and the smallest Jacobian.
 
-    Size, proportions and pose; displacements of 3.2, 1.2 and 0.6 mm rms an axis on knots of 40, 20 and 10 mm; ventricles
-    that widen with age. Where the draw would fold, it is made gentler until it does not.
+    Size, proportions and pose; displacements of 3.2, 1.2 and 0.6 mm rms an axis on knots of 40, 20 and 10 mm;
+    ventricles that widen with age. Where the draw would fold, it is made gentler until it does not.
     """
     stretch = (0.86 + 0.03 * male + 0.02 * rng.standard_normal()) * np.exp(0.02 * rng.standard_normal(3))
     tilt = np.cross(np.eye(3), 0.03 * rng.standard_normal(3))
@@ -255,7 +259,7 @@ def _fold(
 def _vessels(rng: np.random.Generator, shape: tuple[int, int, int], box: tuple[float, ...]) -> Array:
     """Thin branching lines: where two random fields are zero together."""
     near = smooth_field(rng, shape, box, 9.0) ** 2 + smooth_field(rng, shape, box, 9.0) ** 2
-    return np.exp(-near / (2 * 0.075**2)).astype(np.float32)
+    return np.asarray(np.exp(-near / (2 * 0.085**2)), np.float32)
 
 
 def _ovoid(
@@ -284,7 +288,7 @@ def _lesions(
     weight = np.where(wm > 0.8, np.exp(-ventricle / 5.0) + 0.03, 0.0).ravel().astype(np.float64)
     total = np.cumsum(weight)
     share, severity, gadolinium = np.zeros_like(wm), np.ones_like(wm), np.zeros_like(wm)
-    away = np.stack(np.gradient(ndimage.gaussian_filter(ventricle, 2.0)))
+    away = np.array(np.gradient(ndimage.gaussian_filter(ventricle, 2.0)))
     for _ in range(max(1, n_lesions)):
         place, size, length, black, active, ring = rng.random(6)
         centre = np.unravel_index(int(np.searchsorted(total, place * total[-1])), wm.shape)
@@ -304,7 +308,8 @@ def _lesions(
 def _shrink(image: Array, factor: int) -> Array:
     """Average `factor`^3 voxels: what one voxel of the scan sees of them."""
     i, j, k = (n // factor for n in image.shape)
-    return image.reshape(i, factor, j, factor, k, factor).mean(axis=(1, 3, 5), dtype=np.float32)
+    blocks = image.reshape(i, factor, j, factor, k, factor)
+    return np.asarray(blocks.mean(axis=(1, 3, 5), dtype=np.float32), np.float32)
 
 
 def draw_anatomy(rng: np.random.Generator, *, size: int, age: float, male: bool) -> Anatomy:
@@ -366,8 +371,8 @@ def toy_pair(
 def toy_known(rng: np.random.Generator, shape: tuple[int, int, int]) -> dict[str, Array]:
     """Draw a pair with a known law: `target` = `best` + N(0, `TOY_SD`^2) in the head, `best` a function of `source`.
 
-    The source is noiseless, and `best` uses its value and that of its surroundings: E[target | source] is not reached by
-    a curve of intensity alone, but by a network that sees a few voxels around. All are exactly 0 outside the head.
+    The source is noiseless, and `best` uses its value and that of its surroundings: E[target | source] is not reached
+    by a curve of intensity alone, but by a network that sees a few voxels around. All are 0 outside the head.
     """
     source, _, head = toy_pair(rng, shape, noise=0.0)
     around = ndimage.gaussian_filter(source, 1.5)

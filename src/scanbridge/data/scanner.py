@@ -7,11 +7,15 @@ Tissue parameters (ms; proton density as water content relative to CSF), rounded
   (1997) at 1.5 T.
 - T2*: Peters et al., MRI 25, 748 (2007).
 - Proton density: Whittall et al. (1997); Neeb et al., NeuroImage 31, 1156 (2006).
-- Lesions of multiple sclerosis: long T1 and T2 of a wide range, after Stevenson et al., AJNR 21, 805 (2000).
+- Lesions of multiple sclerosis: long T1 and T2 of a wide range, after Stevenson et al., J Neurol Sci 178, 81 (2000).
 - Relaxivity of gadolinium chelates: about 4.5 (R1) and 5.2 (R2) per second and mM in plasma, after Rohrer et al.,
   Invest Radiol 40, 715 (2005).
 
-Dura, blood and bone at the rim of a stripped brain are dark in all four sequences: short T2, few protons or flow.
+Scatter, ageing and unevenness are ours: a few per cent, chosen so that histograms, detail and the floor of FLAIR to T1w
+come near those of real scans (`benchmarks/simulated_and_real.py`).
+
+Dura, blood and bone at the rim of a stripped brain are dark in all sequences but one, T1w after gadolinium: short T2,
+few protons, or flow.
 """
 
 from __future__ import annotations
@@ -29,18 +33,18 @@ from scanbridge.data.phantom import CENTRE, FIELD_OF_VIEW, Anatomy, Array, Value
 _TISSUES = {
     3.0: {
         "wm": (838.0, 80.0, 53.0, 0.70),
-        "gm": (1500.0, 105.0, 66.0, 0.82),
+        "gm": (1500.0, 110.0, 66.0, 0.83),
         "deep": (1220.0, 86.0, 48.0, 0.80),
-        "lesion": (1450.0, 165.0, 90.0, 0.84),
+        "lesion": (1450.0, 140.0, 80.0, 0.83),
         "csf": (4300.0, 1800.0, 500.0, 1.00),
         "dura": (900.0, 30.0, 15.0, 0.18),
         "vessel": (1700.0, 60.0, 25.0, 0.30),
     },
     1.5: {
         "wm": (650.0, 76.0, 66.0, 0.70),
-        "gm": (1150.0, 98.0, 84.0, 0.82),
+        "gm": (1150.0, 102.0, 84.0, 0.83),
         "deep": (960.0, 84.0, 62.0, 0.80),
-        "lesion": (1150.0, 165.0, 100.0, 0.84),
+        "lesion": (1150.0, 140.0, 90.0, 0.83),
         "csf": (4200.0, 2000.0, 700.0, 1.00),
         "dura": (750.0, 35.0, 20.0, 0.18),
         "vessel": (1450.0, 90.0, 40.0, 0.30),
@@ -49,8 +53,9 @@ _TISSUES = {
 _SCATTER = {"wm": 0.02, "gm": 0.02, "deep": 0.03, "lesion": 0.05, "csf": 0.02, "dura": 0.10, "vessel": 0.10}
 _AGEING = {"wm": 0.0010, "gm": -0.0005, "deep": -0.0015, "lesion": 0.0}  # relative change of T1 and T2 a year from 45
 _UNEVEN = {"wm": 0.03, "gm": 0.06, "csf": 0.0}  # relative sd of T1 within a person: myelination, tracts, layers
-_BLUR = {"flair": (0.8, 1.1), "t1w": (0.6, 0.9), "t2w": (0.7, 1.0)}  # mm, sd of the point spread: echo trains, filters
-_GADOLINIUM = {"dura": 0.30, "vessel": 1.00, "gm": 0.03, "deep": 0.03, "wm": 0.015}  # mM, some minutes after injection
+_BLUR = {"flair": (0.6, 0.9), "t1w": (0.8, 1.1), "t2w": (0.7, 1.0)}  # mm, sd of the point spread: echo trains, filters
+_NOISE = {"flair": 0.022, "t1w": 0.012, "t2w": 0.020, "t1w_gd": 0.014}  # sd over white matter, times 1 to 1.6
+_GADOLINIUM = {"dura": 0.30, "vessel": 2.00, "gm": 0.03, "deep": 0.03, "wm": 0.015}  # mM, some minutes after injection
 _BRIGHTEST = {"t1w": 300.0, "t2w": 350.0, "flair": 90.0}  # arbitrary units, as in a real cohort: white matter or so
 
 
@@ -98,7 +103,9 @@ def spin_echo(tissue: Relaxation, *, tr: float, te: float) -> Values:
 def inversion_recovery(tissue: Relaxation, *, tr: float, ti: float, te: float) -> Values:
     """Give the magnitude of an inversion-recovery spin echo; times in ms. FLAIR where `ti` nulls CSF.
 
-    PD |1 - 2 exp(-TI / T1) + exp(-TR / T1)| exp(-TE / T2). Source: Hajnal et al., J Comput Assist Tomogr 16, 841 (1992).
+    PD |1 - 2 exp(-TI / T1) + exp(-TR / T1)| exp(-TE / T2).
+
+    Source: Hajnal et al., J Comput Assist Tomogr 16, 841 (1992).
     """
     recovered = np.abs(1 - 2 * np.exp(-ti / tissue.t1) + np.exp(-tr / tissue.t1))
     return np.asarray(tissue.density * recovered * np.exp(-te / tissue.t2))
@@ -119,7 +126,7 @@ def tissue_parameters(rng: np.random.Generator, anatomy: Anatomy, *, field: floa
         person = 1 + _SCATTER[name] * rng.standard_normal(3)
         aged = 1 + _AGEING.get(name, 0.0) * (age - 45)
         uneven = _UNEVEN.get(name, 0.05)
-        local, local_t2 = 1 + uneven * (slow + 0.6 * fast), 1 + 0.7 * uneven * slow_t2
+        local, local_t2 = 1 + uneven * (slow + 0.4 * fast), 1 + 0.7 * uneven * slow_t2
         severity = anatomy.severity if name == "lesion" else 1.0
         out[name] = Relaxation(
             np.asarray(t1 * person[0] * aged * local * severity, np.float32),
@@ -138,7 +145,7 @@ def with_gadolinium(tissue: Relaxation, concentration: Array | float, field: flo
 
 
 def noiseless(anatomy: Anatomy, tissues: dict[str, Relaxation], field: float) -> dict[str, Array]:
-    """Give the four sequences' signals before coil, gain and noise: each tissue's, weighted by its share of the voxel."""
+    """Give the four sequences' signals before coil, gain and noise: each tissue's, weighted by its share of a voxel."""
     enhanced = {
         name: with_gadolinium(t, _GADOLINIUM.get(name, 0.0) + anatomy.gadolinium * (name in ("wm", "lesion")), field)
         for name, t in tissues.items()
@@ -164,7 +171,7 @@ def noiseless(anatomy: Anatomy, tissues: dict[str, Relaxation], field: float) ->
 def acquire(rng: np.random.Generator, anatomy: Anatomy, signals: dict[str, Array]) -> dict[str, Array]:
     """Draw images: gain of the scan, what is left of the coil's bias field, blur, Rician noise; 0 outside the brain.
 
-    FLAIR is the reference; T1w and T2w keep 0.4 mm rms an axis of what registration leaves. T1w before and after
+    FLAIR is the reference; T1w and T2w keep 0.5 mm rms an axis of what registration leaves. T1w before and after
     gadolinium share gain, coil, blur and position: their difference is enhancement and noise.
     """
     shape = (anatomy.brain.shape[0], anatomy.brain.shape[1], anatomy.brain.shape[2])
@@ -177,12 +184,13 @@ def acquire(rng: np.random.Generator, anatomy: Anatomy, signals: dict[str, Array
         if like not in session:
             level = _BRIGHTEST[like] * np.exp(0.25 * rng.standard_normal()) / float(np.median(signal[white]))
             coil = np.float32(level) * (1 + 0.025 * smooth_field(rng, shape, box, 60.0))
-            rms = 0.0 if like == "flair" else 0.4
+            rms = 0.0 if like == "flair" else 0.5
             session[like] = coil, rng.uniform(*_BLUR[like]), rms * rng.standard_normal(3)
         coil, blur, moved = session[like]
-        seen = ndimage.gaussian_filter(signal, blur / anatomy.spacing)
+        through = np.hypot(blur, 1.0) if like == "t2w" else blur  # T2w is acquired in slices of 3 mm or so
+        seen = ndimage.gaussian_filter(signal, np.array([blur, blur, through]) / anatomy.spacing)
         seen = ndimage.shift(seen, moved / anatomy.spacing, order=3, mode="nearest") * coil
-        sd = (0.02 + 0.015 * rng.random()) * float(np.median(seen[white]))
+        sd = _NOISE[name] * (1 + 0.6 * rng.random()) * float(np.median(seen[white]))
         real, imaginary = sd * rng.standard_normal((2, *shape), dtype=np.float32)
         images[name] = np.where(anatomy.brain, np.hypot(seen + real, imaginary), 0).astype(np.float32)
     return images
@@ -214,7 +222,7 @@ def _whole(image: Array, size: int) -> Array:
 def scan_person(seed: int, subject: int, *, size: int) -> Person:
     """Draw person number `subject` of the cohort `seed` and scan them at 3 T, or 1.5 T one time in four.
 
-    Depends on `seed`, `subject` and `size` alone. Another `size` shows the same anatomy, with lesions and noise drawn anew.
+    Depends on `seed`, `subject` and `size` alone. Another `size` shows the same anatomy; lesions and noise differ.
     """
     age, sex = covariates(seed, subject)
     anatomy = draw_anatomy(np.random.default_rng([seed, subject, 1]), size=size, age=age, male=sex == "M")

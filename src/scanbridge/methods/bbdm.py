@@ -47,7 +47,6 @@ class Config(Strict):
 
 def stages(config: Config, targets: Sequence[str]) -> tuple[Stage, ...]:
     """Give the one stage."""
-
     target = one_target("bbdm", targets)
 
     def build() -> dict[str, torch.nn.Module]:

@@ -105,7 +105,6 @@ def style_key(image: Tensor) -> Tensor:
 
 def stages(config: Config, targets: Sequence[str]) -> tuple[Stage, ...]:
     """Give the one stage; its statistics are the style keys and the source histograms of the training cases."""
-
     target = one_target("ct2mri", targets)
 
     def build() -> dict[str, torch.nn.Module]:
@@ -145,7 +144,8 @@ def translator(config: Config, fitted: Fitted) -> Translator:
             tokens = _tokens(config, fitted.statistics, source, request.style)
 
             def network(state: Tensor, y: Tensor, t: Tensor) -> Tensor:
-                return unet(state, y, t, None if tokens is None else tokens.to(y).expand(len(y), -1, -1))
+                output: Tensor = unet(state, y, t, None if tokens is None else tokens.to(y).expand(len(y), -1, -1))
+                return output
 
             settings = config.draw if request.product == "draw" else config.estimate
             correctors: list[Langevin] = []

@@ -1,6 +1,6 @@
 """The floor: the U-Net alone, one call.
 
-In paired translation a plain regression often wins PSNR and SSIM (YODA, arXiv 2505.02048), so no claim stands without it.
+In paired translation a plain regression often wins PSNR and SSIM (YODA, arXiv 2505.02048): no claim without it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ class Config(Strict):
 
 def stages(config: Config, targets: Sequence[str]) -> tuple[Stage, ...]:
     """Give the one stage."""
-
     target = one_target("regression", targets)
 
     def build() -> dict[str, torch.nn.Module]:

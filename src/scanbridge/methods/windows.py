@@ -270,6 +270,7 @@ class _Aligned:
         self.denoise = Lift(denoise, self.source, cover, settings.windows)
 
     def noise(self, noise: NoiseSource, step: int) -> Tensor:
+        """Give the volume's noise for a step."""
         return noise(step, self.source.shape, self.source.device)
 
     def finish(self, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -293,10 +294,12 @@ class _Separate:
         return self._cover.cut(volume, range(len(self._cover)))
 
     def noise(self, noise: NoiseSource, step: int) -> Tensor:
+        """Give the volume's noise for a step, cut into windows."""
         return self._pieces(noise(step, self._like.shape, self._like.device))
 
     def denoise(self, state: Tensor, t: float) -> Tensor:
-        batches = zip(state.split(self._batch), self.source.split(self._batch), strict=True)
+        """Give the estimates of all windows."""
+        batches = zip(torch.split(state, self._batch), torch.split(self.source, self._batch), strict=True)
         return torch.cat([self._denoise(x, y, t) for x, y in batches])
 
     def finish(self, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -321,7 +324,7 @@ class _Counter:
 
 
 class Moments:
-    """Streaming mean and standard deviation of volumes (Welford 1962)."""
+    """Streaming standard deviation of volumes (Welford 1962)."""
 
     def __init__(self) -> None:
         self._n = 0
@@ -329,6 +332,7 @@ class Moments:
         self._square: Tensor | None = None
 
     def add(self, volume: Tensor) -> None:
+        """Take one more volume."""
         self._n += 1
         if self._mean is None or self._square is None:
             self._mean, self._square = volume.clone(), torch.zeros_like(volume)
@@ -339,6 +343,7 @@ class Moments:
 
     @property
     def sd(self) -> Tensor:
+        """Sample standard deviation, shape of a volume."""
         if self._square is None:
             raise ValueError("no volume was added")
         return torch.sqrt(self._square / max(1, self._n - 1))

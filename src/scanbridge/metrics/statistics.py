@@ -99,9 +99,15 @@ def summarise(frame: pd.DataFrame, *, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def paired(
-    frame: pd.DataFrame, reference_run: str, metrics: Sequence[str], region: str, *, seed: int = 0
+    frame: pd.DataFrame,
+    reference_run: str,
+    metrics: Sequence[str],
+    region: str,
+    *,
+    runs: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Compare every run with a reference on the patients that both have.
+    """Compare runs with a reference on the patients that both have.
 
     The difference is that of the means a table shows (run minus reference), with a BCa interval over patients; the test
     is the two-sided Wilcoxon signed-rank test, exact where there are no ties or at most 13 patients, and up to 50
@@ -116,6 +122,8 @@ def paired(
         The run that the others are compared with.
     metrics, region
         What the family is about.
+    runs
+        The runs that are compared. Default: all but the floors, which are no hypothesis and would widen the family.
     seed
         Of the bootstrap.
 
@@ -132,9 +140,10 @@ def paired(
     """
     if reference_run not in set(frame["run"]):
         raise ValueError(f"{reference_run!r} is no run of this table")
+    named = runs if runs is not None else [run for run in frame["run"].unique() if not run.startswith("floor:")]
     rows = []
     for (target, metric, unit), table in _wide(frame, metrics, region):
-        for run in (name for name in table.columns if name != reference_run):
+        for run in (name for name in table.columns if name in named and name != reference_run):
             if reference_run in table.columns:
                 compared = _compare(table[run].to_numpy(), table[reference_run].to_numpy(), seed)
                 cell = {"target": target, "region": region, "metric": metric, "unit": unit}

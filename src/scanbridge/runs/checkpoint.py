@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +94,6 @@ def flatten(prefix: str, state: Mapping[str, Any]) -> tuple[dict[str, Tensor], d
 
 def environment() -> dict[str, Any]:
     """Versions and machine, for ``environment.json``."""
-    import platform
-    from importlib.metadata import version
-
     names = ("scanbridge", "torch", "numpy", "scipy", "nibabel", "scikit-image", "lightning-fabric", "safetensors")
     return {
         "python": platform.python_version(),

@@ -30,7 +30,7 @@ class Task(Strict):
 class GridSettings(Strict):
     """The model grid: spacing in mm and orientation, both in array order (slices, rows, columns)."""
 
-    spacing: list[float] = Field(default=[2.0, 2.0, 2.0], min_length=3, max_length=3)
+    spacing: list[float] = Field(default_factory=lambda: [2.0, 2.0, 2.0], min_length=3, max_length=3)
     orientation: str = Field(default="SPL", pattern="^[RLAPSI]{3}$")
     on: str = "source"
 
@@ -38,15 +38,15 @@ class GridSettings(Strict):
 class Split(Strict):
     """Subjects or groups set apart; the rest trains."""
 
-    test: list[str] = []
-    val: list[str] = []
-    calibration: list[str] = []
+    test: list[str | int] = Field(default_factory=list)
+    val: list[str | int] = Field(default_factory=list)
+    calibration: list[str | int] = Field(default_factory=list)
 
 
 class Augment(Strict):
     """Random changes of a training item: spatial for all images together, intensity for the source alone."""
 
-    flip: list[Literal["columns", "rows", "slices"]] = ["columns"]
+    flip: list[Literal["columns", "rows", "slices"]] = Field(default_factory=lambda: ["columns"])
     shift: float = Field(default=4.0, ge=0, description="voxels, in plane")
     rotate: float = Field(default=0.0, ge=0, lt=180, description="degrees, in plane")
     scale: float = Field(default=0.0, ge=0, lt=1, description="share of the size")
@@ -62,7 +62,7 @@ class Train(Strict):
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: int = Field(default=400, ge=0, description="images")
     weight_decay: float = Field(default=0.0, ge=0)
-    betas: list[float] = Field(default=[0.9, 0.99], min_length=2, max_length=2)
+    betas: list[float] = Field(default_factory=lambda: [0.9, 0.99], min_length=2, max_length=2)
     clip: float = Field(default=1.0, gt=0)
     accumulate: int = Field(default=1, gt=0)
     ema: float = Field(default=0.999, ge=0, lt=1, description="decay per update, after a warm-up")
@@ -71,7 +71,9 @@ class Train(Strict):
     checkpoint_every: int = Field(default=2000, gt=0)
     log_every: int = Field(default=200, gt=0)
     picture_every: int = Field(default=4000, gt=0)
-    size: list[int] = Field(default=[], max_length=2, description="rows and columns of an item; [] fits the cohort")
+    size: list[int] = Field(
+        default_factory=list, max_length=2, description="rows and columns of an item; [] fits the cohort"
+    )
     augment: Augment = Augment()
 
 

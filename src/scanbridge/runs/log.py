@@ -25,7 +25,7 @@ class Log:
         self._events: Any = None
         if not enabled:
             return
-        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  (slow to load; training alone needs it)
 
         path = folder / "log.jsonl"
         kept = [line for line in read_log(path) if line["images"] <= images]

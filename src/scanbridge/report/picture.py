@@ -1,0 +1,39 @@
+"""One image of a page: encoded as a data URI, described in words, nothing written or fetched."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+
+_PIXELS_PER_INCH = 96  # of CSS
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image for a page: a data URI, what it shows in words, and its size in CSS pixels."""
+
+    uri: str
+    alt: str
+    width: int
+    height: int
+
+
+def png(figure: Figure, alt: str, dpi: int = 130) -> Picture:
+    """Encode a picture of a scan."""
+    return _encoded(figure, alt, "image/png", format="png", dpi=dpi, metadata={"Software": None})
+
+
+def svg(figure: Figure, alt: str) -> Picture:
+    """Encode a plot; without a date, so that the same numbers give the same bytes."""
+    return _encoded(figure, alt, "image/svg+xml", format="svg", metadata={"Date": None, "Creator": None})
+
+
+def _encoded(figure: Figure, alt: str, mime: str, **options: Any) -> Picture:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, facecolor=figure.get_facecolor(), **options)
+    width, height = (round(float(inches) * _PIXELS_PER_INCH) for inches in figure.get_size_inches())
+    return Picture(f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode()}", alt, width, height)

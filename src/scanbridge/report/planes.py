@@ -1,0 +1,217 @@
+"""A scan in three planes, in the radiological convention, with the maps of its error and its uncertainty.
+
+Volumes come in display orientation, array order (D, H, W) with axis 0 running to the patient's superior, rows to the
+posterior and columns to the left ("SPL"): shown with row 0 on top, the patient's right is on the viewer's left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+
+from scanbridge.report.picture import Picture, png
+
+Volume = npt.NDArray[np.floating[Any]]
+Mask = npt.NDArray[np.bool_]
+Spacing = tuple[float, float, float]
+
+PLANES = ("axial", "coronal", "sagittal")
+SIGNED = LinearSegmentedColormap.from_list("signed", ["#8fd3ff", "#1f77c9", "#000000", "#d1541a", "#ffd08a"])
+"""Blue is too low, black is right, orange is too high; told apart by every kind of colour vision."""
+
+_MINUS = "\N{MINUS SIGN}"
+_COLUMN, _GAP, _TITLE, _FOOT = 1.96, 0.06, 0.3, 0.44  # inches
+_LIGHT, _DIM, _SIDE, _EDGE = "#e5e7eb", "#9ca3af", "#fbbf24", "#7dd3a8"
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One subject: the images beside each other, and the maps of error and uncertainty where there are any."""
+
+    images: Picture
+    maps: Picture | None
+
+
+@dataclass(frozen=True)
+class _Panel:
+    title: str
+    volume: Volume
+    low: float
+    high: float
+    colours: str | Colormap = "gray"
+    unit: str = ""
+
+    @property
+    def is_map(self) -> bool:
+        return self.colours != "gray"
+
+
+def strip(
+    source: Volume,
+    prediction: Volume,
+    truth: Volume | None,
+    *,
+    spacing: Spacing,
+    names: tuple[str, str],
+    source_window: tuple[float, float],
+    window: tuple[float, float],
+    unit: str,
+    foreground: Mask,
+    uncertainty: Volume | None = None,
+    at: tuple[int, int, int] | None = None,
+    error_limit: float | None = None,
+    uncertainty_limit: float | None = None,
+    outline: bool = False,
+) -> Strip:
+    """Draw a subject in three planes: source, prediction and truth, and beside them signed error and uncertainty.
+
+    Parameters
+    ----------
+    source, prediction, truth
+        (D, H, W) in "SPL" order, each in its own unit. Without a truth there is no error.
+    spacing
+        Voxel size in mm in array order: a voxel is drawn with the shape that it has.
+    names
+        What source and target are called, for titles and alternative text.
+    source_window, window
+        Values shown as black and white: of the source, and of prediction and truth alike.
+    unit
+        Of prediction, error and uncertainty; "1" is not printed.
+    foreground
+        (D, H, W): the picture is cropped to it, the planes go through its middle, and the maps are 0 outside.
+    uncertainty
+        (D, H, W), high = unsure.
+    at
+        Voxel (d, h, w) that the planes go through instead, as the centre of a lesion.
+    error_limit, uncertainty_limit
+        End of each colour bar: give one for all subjects of a page. Default: the 99th percentile in the foreground.
+    outline
+        Draw the foreground's edge.
+    """
+    source_name, target = names
+    images = [_Panel(source_name, source, *source_window), _Panel(f"predicted {target}", prediction, *window)]
+    maps = []
+    if truth is not None:
+        images.append(_Panel(f"measured {target}", truth, *window))
+        error = np.where(foreground, prediction.astype(np.float32) - truth, 0.0)
+        limit = error_limit or limit_of(error, foreground)
+        maps.append(_Panel(f"predicted {_MINUS} measured", error, -limit, limit, SIGNED, unit))
+    if uncertainty is not None:
+        limit = uncertainty_limit or limit_of(uncertainty, foreground)
+        maps.append(_Panel("uncertainty", np.where(foreground, uncertainty, 0.0), 0.0, limit, "magma", unit))
+    centre, edge = at or _middle(foreground), foreground if outline else None
+    box = _box(foreground)
+    beside = _draw(maps, box, centre, spacing, edge) if maps else None
+    return Strip(_draw(images, box, centre, spacing, edge), beside)
+
+
+def limit_of(values: Volume, foreground: Mask) -> float:
+    """Give the 99th percentile of |values| in the foreground, 1 where that is 0: the end of a colour bar."""
+    held = np.abs(values[foreground])
+    return (float(np.percentile(held, 99)) if held.size else 0.0) or 1.0
+
+
+def _draw(
+    panels: Sequence[_Panel],
+    box: tuple[slice, slice, slice],
+    centre: tuple[int, int, int],
+    spacing: Spacing,
+    edge: Mask | None,
+) -> Picture:
+    """Draw rows of planes by columns of panels, all at one scale in mm, so that two such pictures align."""
+    deep, high, wide = ((span.stop - span.start) * step for span, step in zip(box, spacing, strict=True))  # mm
+    sizes = {"axial": (high, wide), "coronal": (deep, wide), "sagittal": (deep, high)}
+    scale = (_COLUMN - _GAP) / max(wide, high)  # inches per mm
+    width = _COLUMN * len(panels)
+    height = sum(tall for tall, _ in sizes.values()) * scale + len(PLANES) * _GAP + _TITLE + _FOOT
+    figure = Figure(figsize=(width, height), facecolor="black")
+    FigureCanvasAgg(figure)
+    for column, panel in enumerate(panels):
+        middle, top = (column + 0.5) * _COLUMN, height - _TITLE
+        _write(figure, middle / width, 1 - _TITLE / 2 / height, panel.title, 10, _LIGHT)
+        for plane in PLANES:
+            tall, across = (extent * scale for extent in sizes[plane])
+            top -= tall
+            axes = figure.add_axes(((middle - across / 2) / width, top / height, across / width, tall / height))
+            _show(axes, panel, plane, box, centre, edge)
+            top -= _GAP
+        _foot(figure, panel, middle / width, _COLUMN / width, 1 / height)
+    titles = " and ".join([", ".join(panel.title for panel in panels[:-1]), panels[-1].title]).removeprefix(" and ")
+    return png(figure, f"{titles}; {', '.join(PLANES)} planes, the patient's right on the left")
+
+
+def _show(
+    axes: Axes,
+    panel: _Panel,
+    plane: str,
+    box: tuple[slice, slice, slice],
+    centre: tuple[int, int, int],
+    edge: Mask | None,
+) -> None:
+    image = _cut(panel.volume, plane, box, centre)
+    axes.imshow(image, cmap=panel.colours, vmin=panel.low, vmax=panel.high, aspect="auto")
+    if edge is not None:
+        outline = _cut(edge, plane, box, centre).astype(np.float32)
+        if 0 < outline.mean() < 1:
+            axes.contour(outline, levels=[0.5], colors=[_EDGE], linewidths=0.5)
+    axes.set_axis_off()
+    sides = ("A", "P") if plane == "sagittal" else ("R", "L")
+    for x, side in zip((0.03, 0.97), sides, strict=True):
+        axes.text(x, 0.06, side, transform=axes.transAxes, color=_SIDE, fontsize=8.5, ha="center", va="center")
+
+
+def _cut(
+    volume: npt.NDArray[Any], plane: str, box: tuple[slice, slice, slice], centre: tuple[int, int, int]
+) -> npt.NDArray[Any]:
+    """Cut one plane: anterior is up in axial planes, superior in the others."""
+    if plane == "axial":
+        return np.asarray(volume[centre[0], box[1], box[2]])
+    cut = volume[box[0], centre[1], box[2]] if plane == "coronal" else volume[box[0], box[1], centre[2]]
+    return np.asarray(cut[::-1])  # slices run to superior, the rows of a picture run down
+
+
+def _foot(figure: Figure, panel: _Panel, middle: float, column: float, inch: float) -> None:
+    """Say what the brightness means: a bar for maps, the two ends of the window for images."""
+    if not panel.is_map:
+        window = f"window {_short(panel.low)} to {_short(panel.high, panel.unit)}"
+        _write(figure, middle, 0.5 * _FOOT * inch, window, 8, _DIM)
+        return
+    axes = figure.add_axes((middle - 0.36 * column, 0.28 * inch, 0.72 * column, 0.08 * inch))
+    ticks = [panel.low, 0.0, panel.high] if panel.low < 0 else [0.0, panel.high]
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(panel.low, panel.high), panel.colours), cax=axes, orientation="horizontal", ticks=ticks
+    )
+    bar.ax.set_xticklabels([_short(tick, panel.unit if tick == panel.high else "") for tick in ticks])
+    bar.ax.tick_params(colors=_DIM, labelsize=8, length=2, pad=2)
+
+
+def _write(figure: Figure, x: float, y: float, text: str, size: float, colour: str) -> None:
+    figure.text(x, y, text, color=colour, fontsize=size, ha="center", va="center")
+
+
+def _short(value: float, unit: str = "") -> str:
+    text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return text.replace("-", _MINUS) + (f" {unit}" if unit not in {"", "1"} else "")
+
+
+def _box(foreground: Mask, margin: int = 3) -> tuple[slice, slice, slice]:
+    spans = []
+    for axis, size in enumerate(foreground.shape):
+        held = np.flatnonzero(foreground.any(axis=tuple(i for i in range(3) if i != axis)))
+        first, last = (int(held[0]), int(held[-1])) if held.size else (0, size - 1)
+        spans.append(slice(max(0, first - margin), min(size, last + margin + 1)))
+    return spans[0], spans[1], spans[2]
+
+
+def _middle(foreground: Mask) -> tuple[int, int, int]:
+    d, h, w = ((span.start + span.stop) // 2 for span in _box(foreground, margin=0))
+    return d, h, w
