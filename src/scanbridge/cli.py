@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 
@@ -22,6 +22,7 @@ app = typer.Typer(
 
 Run = Annotated[Path, typer.Argument(help="A run folder made by 'train'.")]
 CohortOption = Annotated[Path, typer.Option("--cohort", help="The cohort's table (CSV), with its TOML beside it.")]
+On = Annotated[str, typer.Option("--on", help="Grid of the metrics: target (its own) or model.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Settings = Annotated[Optional[list[str]], typer.Option("--set", help="Change a setting: --set train.images=8000.")]  # noqa: UP045
 Cache = Annotated[Optional[Path], typer.Option("--cache", help="Where scans on the model grid are kept.")]  # noqa: UP045
@@ -147,6 +148,7 @@ def evaluate(
     ] = "test",
     translations: Annotated[Optional[Path], typer.Option("--translations", help="Judge these volumes instead.")] = None,  # noqa: UP045
     regression: Annotated[Optional[Path], typer.Option("--regression", help="A regression run, as a floor.")] = None,  # noqa: UP045
+    on: On = "target",
     device: Device = "auto",
 ) -> None:
     """Judge a run on people that it has not seen, beside floors that are not clever."""
@@ -155,7 +157,7 @@ def evaluate(
     runs = [run] if regression is None else [run, regression]
     with _bar("evaluating") as advance:
         page = evaluate_runs(
-            runs, cohort, out, split=split, translations=translations, device=device, on_progress=advance
+            runs, cohort, out, split=split, on=_on(on), translations=translations, device=device, on_progress=advance
         )
     _show_summary(out)
     print(f"page: {page}")
@@ -167,13 +169,14 @@ def compare(
     cohort: CohortOption,
     out: Annotated[Path, typer.Option("--out", help="Folder for tables and the page.")],
     split: Annotated[str, typer.Option("--split", help="test, val, calibration or external.")] = "test",
+    on: On = "target",
     device: Device = "auto",
 ) -> None:
     """Hold runs against each other on the same people, with paired intervals."""
     from scanbridge.evaluate import evaluate_runs
 
     with _bar("comparing") as advance:
-        page = evaluate_runs(runs, cohort, out, split=split, device=device, on_progress=advance)
+        page = evaluate_runs(runs, cohort, out, split=split, on=_on(on), device=device, on_progress=advance)
     _show_summary(out)
     print(f"page: {page}")
 
@@ -184,6 +187,12 @@ def info(run: Run) -> None:
     from scanbridge.info import describe
 
     print(describe(run))
+
+
+def _on(text: str) -> Literal["target", "model"]:
+    if text not in ("target", "model"):
+        raise UserError(f"--on {text}", "target or model", "leave it out for the target's own grid")
+    return "target" if text == "target" else "model"
 
 
 def _show_summary(out: Path) -> None:

@@ -48,8 +48,8 @@ class Progress:
 class State:
     """Everything that a resumed training needs, and nothing else."""
 
-    networks: dict[str, nn.Module]
-    optimizer: torch.optim.Optimizer
+    networks: dict[str, Any]  # modules, wrapped by Fabric
+    optimizer: Any
     average: dict[str, Tensor] = field(default_factory=dict)
     images: int = 0
     updates: int = 0
@@ -194,7 +194,8 @@ def _update(stage: Stage, settings: Train, items: Items, state: State, fitted: F
             loss = loss * (len(chunk) / len(share))
             fabric.backward(loss)
         total += loss.detach()
-    mean = float(fabric.all_reduce(total, reduce_op="mean"))
+    reduced = fabric.all_reduce(total, reduce_op="mean")
+    mean = float(reduced) if isinstance(reduced, Tensor) else math.nan
     if math.isfinite(mean):
         _step(settings, state)
     state.optimizer.zero_grad(set_to_none=True)

@@ -110,8 +110,15 @@ class Model:
             device=place,
         )
 
+    @property
+    def trained_on(self) -> set[str]:
+        """Content hashes of all images that the run was trained on."""
+        subjects = set(self.cohort["split"]["train"])
+        entries = [entry for entry in self.cohort["content"].values() if entry["subject"] in subjects]
+        return {digest for entry in entries for digest in entry["images"].values()}
+
     def draw(self, source: NDArray[np.float32], foreground: NDArray[np.bool_], request: Request) -> Draws:
-        """Draw target volumes (K, D, H, W) for a source (D, H, W) in [-1, 1]; outside its foreground's box is background."""
+        """Draw target volumes (K, D, H, W) for a source (D, H, W) in [-1, 1]; outside the foreground's box is -1."""
         if not foreground.any():
             raise UserError("the source has no foreground", "a scan with something in it", "look at it with 'check'")
         box = box_of(foreground)
@@ -136,7 +143,7 @@ def _fill(network: torch.nn.Module, tensors: dict[str, torch.Tensor], file: Path
     wrong = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
     if wrong:
         raise UserError(
-            f"{file} does not fit config.toml: '{wrong[0]}' is {given.get(wrong[0], 'missing')} (and {len(wrong) - 1} more)",
+            f"{file}: '{wrong[0]}' is {given.get(wrong[0], 'missing')} (and {len(wrong) - 1} more do not fit config.toml)",
             f"{own.get(wrong[0], 'no such weight')}",
             "the weights that this configuration trained",
         )

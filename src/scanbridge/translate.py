@@ -39,6 +39,7 @@ class Options:
     temperature: float | None = None
     style: str | None = None
     product: Literal["estimate", "one-call"] = "estimate"
+    on: Literal["source", "model"] = "source"
 
     def request(self, target: str, subject: str, product: Product, on_call: Callable[[int, int], None]) -> Request:
         """Give the request for one product of one subject."""
@@ -60,7 +61,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Translation:
-    """A translated volume on the source's own grid.
+    """A translated volume, on the source's own grid unless the model grid was asked for.
 
     Parameters
     ----------
@@ -71,7 +72,7 @@ class Translation:
     draws
         (K, I, J, K) where samples were asked for, else None.
     affine
-        (4, 4), the source's own.
+        (4, 4), that of the grid it lies on.
     facts
         How it was made.
     """
@@ -98,14 +99,19 @@ class Prepared:
     subject: str
 
 
+def grid_of(model: Model, volume: Volume) -> Grid:
+    """Give the model grid of a run for a source volume."""
+    settings = model.common.grid
+    spacing = (settings.spacing[0], settings.spacing[1], settings.spacing[2])
+    return model_grid(volume.grid, spacing=spacing, orientation=settings.orientation)
+
+
 def prepare_source(model: Model, volume: Volume) -> Prepared:
     """Bring a source volume to a run's model grid, exactly as training did."""
-    settings = model.common.grid
     spec = model.source_spec
     body = foreground(volume.data, spec.kind)
     scale = scale_of(spec, volume.data, body)
-    spacing = (settings.spacing[0], settings.spacing[1], settings.spacing[2])
-    grid = model_grid(volume.grid, spacing=spacing, orientation=settings.orientation)
+    grid = grid_of(model, volume)
     values, _ = resample(volume.data, volume.grid, grid, fill=scale.low)
     source = scale.encode(values).astype(np.float16).astype(np.float32)
     inside = resample(body.astype(np.float32), volume.grid, grid, order=0)[0] > 0
@@ -132,6 +138,8 @@ def translate_volume(
     def home(array: torch.Tensor, *, difference: bool = False) -> NDArray[np.float32]:
         values = array.cpu().numpy()
         values = values * (scale.range / 2) if difference else scale.decode(values)
+        if options.on == "model":
+            return np.asarray(values, dtype=np.float32)
         return resample(values, prepared.grid, prepared.own, fill=0.0 if difference else scale.low)[0]
 
     estimate = model.draw(
@@ -150,7 +158,7 @@ def translate_volume(
         data=home(estimate.volumes[0]),
         uncertainty=home(uncertainty, difference=True),
         draws=draws,
-        affine=volume.affine,
+        affine=volume.affine if options.on == "source" else prepared.grid.affine,
         facts=facts,
     )
 

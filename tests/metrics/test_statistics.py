@@ -34,10 +34,10 @@ def test_an_interval_holds_its_mean_and_is_the_same_twice():
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     rng = np.random.default_rng(1)
     hits = 0
-    for _ in range(200):
+    for _ in range(100):
         found = mean_interval(rng.exponential(size=40))
         hits += found.low <= 1.0 <= found.high
-    assert 0.87 <= hits / 200 <= 0.99
+    assert 0.85 <= hits / 100 <= 0.99
 
 
 def test_the_interval_moves_and_scales_with_the_data():

@@ -187,7 +187,7 @@ def test_pictures_come_worst_first():
 def test_what_is_missing_does_not_appear():
     text = render(context(frame(regions=("foreground",))))
     for heading in ("Regions", "Uncertainty", "Training", "Pictures", "Settings"):
-        assert f">{heading}" not in text
+        assert f'">{heading}' not in text
     assert "What these numbers do not say" in text
     assert "Research use only" in text
 

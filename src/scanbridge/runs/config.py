@@ -20,6 +20,13 @@ from scanbridge.strict import Strict
 Tree = dict[str, Any]
 
 
+Axis = Literal["columns", "rows", "slices"]
+
+
+def _mirrored() -> list[Axis]:
+    return ["columns"]
+
+
 class Task(Strict):
     """What is translated into what: names of image columns."""
 
@@ -46,7 +53,7 @@ class Split(Strict):
 class Augment(Strict):
     """Random changes of a training item: spatial for all images together, intensity for the source alone."""
 
-    flip: list[Literal["columns", "rows", "slices"]] = Field(default_factory=lambda: ["columns"])
+    flip: list[Axis] = Field(default_factory=_mirrored)
     shift: float = Field(default=4.0, ge=0, description="voxels, in plane")
     rotate: float = Field(default=0.0, ge=0, lt=180, description="degrees, in plane")
     scale: float = Field(default=0.0, ge=0, lt=1, description="share of the size")

@@ -1,0 +1,57 @@
+"""The verb ``info``: a run in plain words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scanbridge.errors import UserError
+from scanbridge.methods.base import load_method
+from scanbridge.runs.config import Common, read_tree, split_tree, validate
+from scanbridge.runs.files import read_json
+
+
+def describe(run: Path) -> str:
+    """Say what a run translates, what it was trained on, on which grid and scale, and how it walks.
+
+    Raises
+    ------
+    UserError
+        If the folder is no run.
+    """
+    path = run / "config.toml"
+    if not path.is_file():
+        raise UserError(f"{run} is not a run folder", "a folder made by 'scanbridge train'", "check the path")
+    shared, own = split_tree(read_tree(path))
+    common = validate(Common, shared, str(path))
+    config = validate(load_method(common.method).Config, own, str(path))
+    cohort = read_json(run / "cohort.json")
+    grid = common.grid
+    lines = [
+        f"{common.method}: translates {common.task.source} into {', '.join(common.task.targets)}",
+        f"state: {'trained' if (run / 'done').is_file() else 'training has not finished'}",
+    ]
+    for part, subjects in cohort["split"].items():
+        if subjects:
+            lines.append(
+                f"{part}: {len(subjects)} people ({', '.join(map(str, subjects[:8]))}{', ...' * (len(subjects) > 8)})"
+            )
+    spacing = " x ".join(f"{step:g}" for step in grid.spacing)
+    axes = ", ".join(_WORDS[letter] for letter in grid.orientation)
+    lines.append(f"model grid: {spacing} mm (slices, rows, columns), axes point to {axes}")
+    for name, scale in cohort["scales"].items():
+        kind = cohort["images"][name]["kind"]
+        unit = f" {scale['unit']}" if scale["unit"] != "1" else ", mean percentiles of the training scans"
+        lines.append(f"{name}: {kind}, {scale['low']:.4g} to {scale['high']:.4g}{unit}")
+    lines.append(
+        f"trained on {common.train.images:,} images in batches of {common.train.batch_size}, seed {common.train.seed}"
+    )
+    for product in ("estimate", "draw"):
+        walk = getattr(config, product, None)
+        if walk is not None:
+            lines.append(f"{product}: {walk.walk}, {walk.calls} network calls, grid {walk.grid}, order {walk.order}")
+    calibrated = (run / "calibration.json").is_file()
+    lines.append("uncertainty: calibrated" if calibrated else "uncertainty: a ranking, not a promise (not calibrated)")
+    return "\n".join(lines)
+
+
+_WORDS = {"S": "superior", "I": "inferior", "A": "anterior", "P": "posterior", "L": "left", "R": "right"}

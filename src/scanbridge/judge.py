@@ -1,0 +1,190 @@
+"""What a prediction is worth: one subject's truth, the runs and the floors held against it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scanbridge.data.cohort import Cohort, Row
+from scanbridge.data.foreground import foreground
+from scanbridge.data.grid import Grid, resample
+from scanbridge.data.intensity import Scale, scale_of
+from scanbridge.data.nifti import Volume, read
+from scanbridge.metrics.floors import Floors
+from scanbridge.metrics.image import measure, psnr
+from scanbridge.metrics.uncertainty import Ranking, rankings
+from scanbridge.model import Model
+from scanbridge.runs.files import read_json
+from scanbridge.translate import Options, grid_of, stem, translate_file, translate_volume
+
+PLANES = {"S": "axial", "I": "axial", "A": "coronal", "P": "coronal", "L": "sagittal", "R": "sagittal"}
+
+Array = NDArray[np.float32]
+On = Literal["target", "model"]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """One subject's source and target on the grid and in the unit in which metrics are computed.
+
+    Parameters
+    ----------
+    row, name
+        The cohort's row, and the target's column.
+    source, target
+        (I, J, K): the source in [0, 1]; the target mapped and clipped.
+    native
+        The target in its own unit, unclipped.
+    regions
+        Name to the voxels that count.
+    grid, on
+        Where metrics are computed: the target's own grid, or the run's model grid.
+    scale
+        The target's own scale; its unit is that of the metrics.
+    outside
+        Share of the target's foreground that the source's field of view does not hold.
+    """
+
+    row: Row
+    name: str
+    source: Array
+    target: Array
+    native: Array
+    regions: dict[str, NDArray[np.bool_]]
+    grid: Grid
+    on: On
+    scale: Scale
+    outside: float
+
+    @property
+    def unit(self) -> str:
+        """The unit of the metrics."""
+        return self.scale.unit
+
+    @property
+    def data_range(self) -> float:
+        """R of the metrics."""
+        return 1.0 if self.unit == "1" else self.scale.range
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one run made of one subject, on the target's own grid in the metrics' unit, and what it is worth."""
+
+    run: str
+    truth: Truth
+    prediction: Array
+    uncertainty: Array | None
+    rows: list[dict[str, Any]]
+    ranks: list[Ranking]
+
+
+def load_truth(table: Cohort, row: Row, model: Model, on: On) -> Truth:
+    """Read a subject's source, target and masks onto the grid where metrics are computed."""
+    source, target = model.common.task.source, model.common.task.targets[0]
+    y, x = read(row.images[source]), read(row.images[target])
+    body = source_foreground(table, row, source, y)
+    grid = x.grid if on == "target" else grid_of(model, y)
+    held, inside = resample(body.astype(np.float32), y.grid, grid, order=0)
+    seen = inside & resample(x.data, x.grid, grid)[1]
+    scale = scale_of(table.images[target], x.data, resample(body.astype(np.float32), y.grid, x.grid, order=0)[0] > 0)
+    source_scale = scale_of(table.images[source], y.data, body)
+    regions = {"volume": seen, "foreground": (held > 0) & seen}
+    for name, spec in table.masks.items():
+        if spec.role == "region" and name in row.masks:
+            mask = read(row.masks[name], mask=True)
+            marked = resample(mask.data, mask.grid, grid, order=0)[0] > 0
+            regions[name] = marked & seen
+            regions[f"not_{name}"] = regions["foreground"] & ~marked
+    native = resample(x.data, x.grid, grid, fill=scale.low)[0]
+    return Truth(
+        row=row,
+        name=target,
+        source=in_unit(source_scale.encode(resample(y.data, y.grid, grid, fill=source_scale.low)[0])),
+        target=in_metric_unit(native, scale),
+        native=native,
+        regions=regions,
+        grid=grid,
+        on=on,
+        scale=scale,
+        outside=1 - float(inside.mean()),
+    )
+
+
+def source_foreground(table: Cohort, row: Row, source: str, volume: Volume) -> NDArray[np.bool_]:
+    """Give the source's foreground on its own grid: a mask with that role if the cohort has one, else computed."""
+    for name, spec in table.masks.items():
+        if spec.role == "foreground" and name in row.masks:
+            mask = read(row.masks[name], mask=True)
+            return resample(mask.data, mask.grid, volume.grid, order=0)[0] > 0
+    return foreground(volume.data, table.images[source].kind)
+
+
+def in_metric_unit(values: NDArray[Any], scale: Scale) -> Array:
+    """Map values of a scale to the unit of the metrics: [0, 1] for MR, clipped HU or SUV else."""
+    share = in_unit(scale.encode(values))
+    return (share if scale.unit == "1" else scale.low + scale.range * share).astype(np.float32)
+
+
+def in_unit(encoded: NDArray[Any]) -> Array:
+    """Map [-1, 1] to [0, 1]."""
+    return np.asarray((encoded + 1) / 2, dtype=np.float32)
+
+
+def judge_run(name: str, model: Model, truth: Truth, folder: Path) -> list[Judged]:
+    """Translate one subject if that is not done, and judge the estimate and, for a bridge, its first call."""
+    source = truth.row.images[model.common.task.source]
+    options = Options(on="source" if truth.on == "target" else "model")
+    translate_file(model, source, folder, options)
+    base = folder / f"{stem(source)}_{truth.name}"
+    facts = read_json(base.with_name(base.name + ".json"))
+    scale = Scale(facts["scale"]["low"], facts["scale"]["high"], facts["scale"]["unit"])
+    made, unsure = read(base.with_name(base.name + ".nii.gz")), read(base.with_name(base.name + "_uncertainty.nii.gz"))
+    prediction = resample(made.data, made.grid, truth.grid, fill=scale.low)[0]
+    uncertainty = resample(unsure.data, unsure.grid, truth.grid)[0] * (truth.data_range / scale.range)
+    judged = [judge(name, truth, prediction, scale, uncertainty)]
+    if facts["made"]["estimate"]["calls"] > 1:
+        first = translate_volume(model, read(source), replace(options, product="one-call"))
+        values = resample(first.data, made.grid, truth.grid, fill=scale.low)[0]
+        judged.append(judge(f"{name}:one-call", truth, values, scale, None))
+    return judged
+
+
+def judge_floors(floors: Floors, truth: Truth) -> list[Judged]:
+    """Judge the two maps of intensity that need no network."""
+    body = truth.regions["foreground"]
+    made = {"floor:histogram": floors.histogram, "floor:intensity": floors.intensity}
+    return [
+        judge(name, truth, truth.scale.decode(2 * floor(truth.source, body) - 1), truth.scale, None)
+        for name, floor in made.items()
+    ]
+
+
+def judge(name: str, truth: Truth, prediction: Array, scale: Scale, uncertainty: Array | None) -> Judged:
+    """Measure one prediction, in the unit of its `scale`, in all regions."""
+    mapped = in_metric_unit(prediction, scale)
+    code = truth.grid.orientation
+    axes = {PLANES[letter]: axis for axis, letter in enumerate(code)}
+    measured = measure(
+        mapped,
+        truth.target,
+        truth.regions,
+        data_range=truth.data_range,
+        unit=truth.unit,
+        axes=axes,
+        slice_axis=axes["axial"],
+    )
+    key = {"run": name, "subject": truth.row.name, "target": truth.name}
+    rows = [{**key, "region": m.region, "metric": m.metric, "unit": m.unit, "value": m.value} for m in measured]
+    body = truth.regions["foreground"]
+    if truth.unit == "1":
+        native = psnr(prediction, truth.native, body, data_range=scale.range)
+        rows.append({**key, "region": "foreground", "metric": "psnr_native", "unit": "dB", "value": native})
+    ranks = []
+    if uncertainty is not None:
+        ranks = rankings(mapped - truth.target, uncertainty, truth.source, body, spacing=truth.grid.spacing)
+    return Judged(name, truth, mapped, uncertainty, rows, ranks)
