@@ -22,6 +22,7 @@ app = typer.Typer(
 
 Run = Annotated[Path, typer.Argument(help="A run folder made by 'train'.")]
 CohortOption = Annotated[Path, typer.Option("--cohort", help="The cohort's table (CSV), with its TOML beside it.")]
+Style = Annotated[Optional[str], typer.Option("--style", help="average, nearest, or a scan whose look to take.")]  # noqa: UP045
 On = Annotated[str, typer.Option("--on", help="Grid of the metrics: target (its own) or model.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Settings = Annotated[Optional[list[str]], typer.Option("--set", help="Change a setting: --set train.images=8000.")]  # noqa: UP045
@@ -149,6 +150,8 @@ def evaluate(
     translations: Annotated[Optional[Path], typer.Option("--translations", help="Judge these volumes instead.")] = None,  # noqa: UP045
     regression: Annotated[Optional[Path], typer.Option("--regression", help="A regression run, as a floor.")] = None,  # noqa: UP045
     on: On = "target",
+    style: Style = None,
+    allow_oracle: Annotated[bool, typer.Option("--allow-oracle", help="Let --style own look at the truth.")] = False,
     device: Device = "auto",
 ) -> None:
     """Judge a run on people that it has not seen, beside floors that are not clever."""
@@ -157,7 +160,16 @@ def evaluate(
     runs = [run] if regression is None else [run, regression]
     with _bar("evaluating") as advance:
         page = evaluate_runs(
-            runs, cohort, out, split=split, on=_on(on), translations=translations, device=device, on_progress=advance
+            runs,
+            cohort,
+            out,
+            split=split,
+            on=_on(on),
+            translations=translations,
+            style=style,
+            oracle=allow_oracle,
+            device=device,
+            on_progress=advance,
         )
     _show_summary(out)
     print(f"page: {page}")
@@ -200,7 +212,7 @@ def _show_summary(out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from scanbridge.runs.files import read_json
+    from scanbridge.files import read_json
 
     table = Table("run", "metric", "mean", "95 % interval", "n", title="foreground")
     for row in read_json(out / "summary.json"):

@@ -16,11 +16,13 @@ from scanbridge.judge import Judged, On, judge_floors, judge_run, load_truth
 from scanbridge.metrics.floors import Floors
 from scanbridge.metrics.statistics import leaders, paired, summarise
 from scanbridge.model import Model
-from scanbridge.runs.files import atomic, read_json, sha256, write_json, write_text
+from scanbridge.files import atomic, read_json, sha256, write_json, write_text
+from scanbridge.translate import Options
 
 PARTS = ("test", "val", "calibration", "external")
 METRICS = ("psnr", "ssim_3d", "mae")
 """Named in advance: the family of the paired tests."""
+ORACLE = "(oracle)"
 
 
 def evaluate_runs(
@@ -31,6 +33,8 @@ def evaluate_runs(
     split: str = "test",
     on: On = "target",
     translations: Path | None = None,
+    style: str | None = None,
+    oracle: bool = False,
     device: str = "auto",
     on_progress: Callable[[float, float, str], None] = lambda done, of, words: None,  # noqa: ARG005
 ) -> Path:
@@ -50,6 +54,8 @@ def evaluate_runs(
         Where metrics are computed: on the target's own grid, or on the run's model grid.
     translations
         Folder of volumes that ``translate`` has made, judged instead of new ones.
+    style, oracle
+        As in ``translate``; ``own`` is the subject's own target and needs `oracle`: such runs are marked, not ranked.
 
     Raises
     ------
@@ -59,6 +65,8 @@ def evaluate_runs(
     if split not in PARTS:
         raise UserError(f"--split {split}", "a part that was not trained on", nearest(split, PARTS))
     models = {name: Model.open(run, device=device) for name, run in zip(unique_names(runs), runs, strict=True)}
+    if style == "own" and not oracle:
+        raise UserError("--style own takes the style from the truth", "--allow-oracle beside it", "or use 'average'")
     first = next(iter(models.values()))
     task = _one_task(models)
     table = read_cohort(cohort)
@@ -69,7 +77,13 @@ def evaluate_runs(
         truth = load_truth(table, row, first, on)
         for step, (name, model) in enumerate(models.items()):
             on_progress(index + step / len(models), len(rows), f"{row.name}: {name}")
-            judged += judge_run(name, model, truth, translations or out / "translations" / name)
+            options = Options(
+                style=str(row.images[task[1]]) if style == "own" else style,
+                oracle=oracle,
+                on="source" if on == "target" else "model",
+            )
+            marked = f"{name} {ORACLE}" if oracle else name
+            judged += judge_run(marked, model, truth, translations or out / "translations" / marked, options)
         judged += judge_floors(floors, truth)
         on_progress(index + 1, len(rows), row.name)
     return _write(out, judged, models, rows, split=split, cohort=table)
@@ -92,7 +106,7 @@ def _write(
         models,
         summary=summary,
         comparisons=comparisons,
-        leading=leaders(frame, METRICS, "foreground"),
+        leading=leaders(frame[~frame["run"].str.contains(ORACLE, regex=False)], METRICS, "foreground"),
         facts={"cohort": cohort.path.name, "split": split, "subjects": [row.name for row in rows]},
     )
     _write_csv(out / "metrics.csv", frame)

@@ -51,7 +51,7 @@ def page_of(
             paired=comparisons,
             leaders=leading,
             plots=[_dots(judged, summary)],
-            subjects=[_subject(each, shown, judged) for each in shown],
+            subjects=[_subject(each, shown, judged, first.common.task.source) for each in shown],
             uncertainty=_uncertainty(shown),
             training=_training(models),
             settings=_settings(models),
@@ -89,7 +89,7 @@ def _dots(judged: Sequence[Judged], summary: Rows) -> Picture:
     return dot_plot(rows, label="PSNR in the foreground (dB)", alt="PSNR of every subject by run, floors for reference")
 
 
-def _subject(each: Judged, shown: Sequence[Judged], judged: Sequence[Judged]) -> Subject:
+def _subject(each: Judged, shown: Sequence[Judged], judged: Sequence[Judged], source_name: str) -> Subject:
     """Draw one subject of the first run; error and uncertainty bars are the same for all subjects."""
     truth = each.truth
     limits = [limit_of(s.prediction - s.truth.target, s.truth.regions["foreground"]) for s in shown]
@@ -109,7 +109,7 @@ def _subject(each: Judged, shown: Sequence[Judged], judged: Sequence[Judged]) ->
         turned(each.prediction),
         turned(truth.target),
         spacing=to.spacing,
-        names=("source", truth.name),
+        names=(source_name, truth.name),
         source_window=(0.0, 1.0),
         window=(low, low + truth.data_range),
         unit=truth.unit,

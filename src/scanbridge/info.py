@@ -7,7 +7,7 @@ from pathlib import Path
 from scanbridge.errors import UserError
 from scanbridge.methods.base import load_method
 from scanbridge.runs.config import Common, read_tree, split_tree, validate
-from scanbridge.runs.files import read_json
+from scanbridge.files import read_json
 
 
 def describe(run: Path) -> str:

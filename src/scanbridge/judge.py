@@ -18,7 +18,7 @@ from scanbridge.metrics.floors import Floors
 from scanbridge.metrics.image import measure, psnr
 from scanbridge.metrics.uncertainty import Ranking, rankings
 from scanbridge.model import Model
-from scanbridge.runs.files import read_json
+from scanbridge.files import read_json
 from scanbridge.translate import Options, grid_of, stem, translate_file, translate_volume
 
 PLANES = {"S": "axial", "I": "axial", "A": "coronal", "P": "coronal", "L": "sagittal", "R": "sagittal"}
@@ -135,10 +135,9 @@ def in_unit(encoded: NDArray[Any]) -> Array:
     return np.asarray((encoded + 1) / 2, dtype=np.float32)
 
 
-def judge_run(name: str, model: Model, truth: Truth, folder: Path) -> list[Judged]:
+def judge_run(name: str, model: Model, truth: Truth, folder: Path, options: Options) -> list[Judged]:
     """Translate one subject if that is not done, and judge the estimate and, for a bridge, its first call."""
     source = truth.row.images[model.common.task.source]
-    options = Options(on="source" if truth.on == "target" else "model")
     translate_file(model, source, folder, options)
     base = folder / f"{stem(source)}_{truth.name}"
     facts = read_json(base.with_name(base.name + ".json"))

@@ -20,7 +20,7 @@ from scanbridge.errors import UserError
 from scanbridge.methods.base import Draws, Fitted, Request, Translator, load_method
 from scanbridge.runs.checkpoint import load_tensors
 from scanbridge.runs.config import Common, read_tree, split_tree, validate
-from scanbridge.runs.files import read_json
+from scanbridge.files import read_json
 
 BACKGROUND = -1.0
 _SPEC = TypeAdapter(ImageSpec)
@@ -38,8 +38,8 @@ class Model:
         The method's translator with the trained networks.
     cohort
         The run's ``cohort.json``.
-    source_spec
-        What the source is, as the training cohort declared it.
+    specs
+        What each image is, as the training cohort declared it.
     scales
         Mean scale of the training images by name; a written MR volume uses it.
     residual_scale
@@ -54,7 +54,7 @@ class Model:
     config: BaseModel
     translator: Translator
     cohort: dict[str, Any]
-    source_spec: ImageSpec
+    specs: dict[str, ImageSpec]
     scales: dict[str, Scale]
     residual_scale: float | None = None
     run: Path | None = None
@@ -102,7 +102,7 @@ class Model:
             config=config,
             translator=method.translator(config, fitted),
             cohort=cohort,
-            source_spec=_SPEC.validate_json(json.dumps(cohort["images"][common.task.source])),
+            specs={name: _SPEC.validate_json(json.dumps(value)) for name, value in cohort["images"].items()},
             scales={name: Scale(**value) for name, value in cohort["scales"].items()},
             residual_scale=float(read_json(scale)["value"]) if scale.is_file() else None,
             run=run,
@@ -113,8 +113,16 @@ class Model:
     @property
     def trained_on(self) -> set[str]:
         """Content hashes of all images that the run was trained on."""
+        return self._content(trained=True)
+
+    @property
+    def set_apart(self) -> set[str]:
+        """Content hashes of all images of its cohort that the run was not trained on."""
+        return self._content(trained=False)
+
+    def _content(self, *, trained: bool) -> set[str]:
         subjects = set(self.cohort["split"]["train"])
-        entries = [entry for entry in self.cohort["content"].values() if entry["subject"] in subjects]
+        entries = [e for e in self.cohort["content"].values() if (e["subject"] in subjects) is trained]
         return {digest for entry in entries for digest in entry["images"].values()}
 
     def draw(self, source: NDArray[np.float32], foreground: NDArray[np.bool_], request: Request) -> Draws:
@@ -143,7 +151,7 @@ def _fill(network: torch.nn.Module, tensors: dict[str, torch.Tensor], file: Path
     wrong = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
     if wrong:
         raise UserError(
-            f"{file}: '{wrong[0]}' is {given.get(wrong[0], 'missing')} (and {len(wrong) - 1} more do not fit config.toml)",
+            f"{file}: '{wrong[0]}' is {given.get(wrong[0], 'missing')}, against config.toml (and {len(wrong) - 1} more)",
             f"{own.get(wrong[0], 'no such weight')}",
             "the weights that this configuration trained",
         )

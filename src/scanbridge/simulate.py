@@ -160,7 +160,7 @@ def _claim(out: Path, settings: Mapping[str, str | int | float]) -> None:
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty and was not simulated", "a new or empty folder", "give another --out")
     out.mkdir(parents=True, exist_ok=True)
-    nifti.write_bytes(mark, (json.dumps(dict(settings), indent=2) + "\n").encode())
+    write_json(mark, dict(settings))
 
 
 def _write_person(
@@ -186,6 +186,6 @@ def _write_table(out: Path, rows: list[dict[str, str]], columns: str) -> Path:
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    nifti.write_bytes(out / "cohort.toml", columns.encode())
-    nifti.write_bytes(out / "cohort.csv", text.getvalue().encode())
+    write_text(out / "cohort.toml", columns)
+    write_text(out / "cohort.csv", text.getvalue())
     return out / "cohort.csv"

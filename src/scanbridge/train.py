@@ -27,7 +27,7 @@ from scanbridge.metrics.floors import fit_floors
 from scanbridge.model import Model
 from scanbridge.runs.checkpoint import environment
 from scanbridge.runs.config import Common, Train, read_tree, split_tree, to_toml, validate
-from scanbridge.runs.files import read_json, write_json, write_text
+from scanbridge.files import read_json, write_json, write_text
 from scanbridge.runs.lock import locked
 from scanbridge.runs.pictures import save_strip
 
@@ -299,7 +299,7 @@ def _picture(plan: Plan, fitted: Fitted, case: Case, folder: Path, images: int) 
         plan.config,
         plan.method.translator(plan.config, fitted),
         {},
-        plan.cohort.images[plan.common.task.source],
+        plan.cohort.images,
         {},
     )
     middle = case.source.shape[0] // 2

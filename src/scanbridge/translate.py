@@ -18,9 +18,9 @@ from scanbridge.data.grid import Grid, model_grid, resample
 from scanbridge.data.intensity import Scale, scale_of
 from scanbridge.data.nifti import Volume, read, write
 from scanbridge.errors import UserError
-from scanbridge.methods.base import Product, Request
+from scanbridge.methods.base import Draws, Product, Request
 from scanbridge.model import Model
-from scanbridge.runs.files import read_json, write_json
+from scanbridge.files import read_json, sha256, write_json
 
 ENDINGS = (".nii.gz", ".nii")
 
@@ -40,8 +40,16 @@ class Options:
     style: str | None = None
     product: Literal["estimate", "one-call"] = "estimate"
     on: Literal["source", "model"] = "source"
+    oracle: bool = False
 
-    def request(self, target: str, subject: str, product: Product, on_call: Callable[[int, int], None]) -> Request:
+    def request(
+        self,
+        target: str,
+        subject: str,
+        product: Product,
+        on_call: Callable[[int, int], None],
+        style: str | torch.Tensor | None = None,
+    ) -> Request:
         """Give the request for one product of one subject."""
         return Request(
             target=target,
@@ -54,7 +62,7 @@ class Options:
             grid=self.grid,
             eta=self.eta,
             temperature=self.temperature,
-            style=self.style,
+            style=style,
             on_call=on_call,
         )
 
@@ -108,7 +116,7 @@ def grid_of(model: Model, volume: Volume) -> Grid:
 
 def prepare_source(model: Model, volume: Volume) -> Prepared:
     """Bring a source volume to a run's model grid, exactly as training did."""
-    spec = model.source_spec
+    spec = model.specs[model.common.task.source]
     body = foreground(volume.data, spec.kind)
     scale = scale_of(spec, volume.data, body)
     grid = grid_of(model, volume)
@@ -142,18 +150,20 @@ def translate_volume(
             return np.asarray(values, dtype=np.float32)
         return resample(values, prepared.grid, prepared.own, fill=0.0 if difference else scale.low)[0]
 
-    estimate = model.draw(
-        prepared.source, prepared.foreground, options.request(target, prepared.subject, options.product, on_call)
-    )
+    style = style_of(model, target, options)
+
+    def drawn(product: Product) -> Draws:
+        request = options.request(target, prepared.subject, product, on_call, style)
+        return model.draw(prepared.source, prepared.foreground, request)
+
+    estimate = drawn(options.product)
     facts = {"estimate": {"calls": estimate.calls, **estimate.facts}}
     uncertainty, draws = estimate.uncertainty, []
     if options.samples:
-        drawn = model.draw(
-            prepared.source, prepared.foreground, options.request(target, prepared.subject, "draw", on_call)
-        )
-        facts["draws"] = {"calls": drawn.calls, "samples": options.samples, **drawn.facts}
-        draws = [home(each) for each in drawn.volumes]
-        uncertainty = drawn.uncertainty if options.samples > 1 else uncertainty
+        made = drawn("draw")
+        facts["draws"] = {"calls": made.calls, "samples": options.samples, **made.facts}
+        draws = [home(each) for each in made.volumes]
+        uncertainty = made.uncertainty if options.samples > 1 else uncertainty
     return Translation(
         data=home(estimate.volumes[0]),
         uncertainty=home(uncertainty, difference=True),
@@ -161,6 +171,28 @@ def translate_volume(
         affine=volume.affine if options.on == "source" else prepared.grid.affine,
         facts=facts,
     )
+
+
+def style_of(model: Model, target: str, options: Options) -> str | torch.Tensor | None:
+    """Give a named style, or the reference volume (1, I, J, K) in [-1, 1] of a file; its histogram is what counts.
+
+    Raises
+    ------
+    UserError
+        If the file is an image that the run set apart: its style would leak what is to be predicted.
+    """
+    if options.style is None or not Path(options.style).exists():
+        return options.style
+    volume = read(options.style)
+    if volume.sha256 in model.set_apart and not options.oracle:
+        raise UserError(
+            f"--style {options.style} is an image of a subject that this run set apart",
+            "a style from training subjects or from elsewhere",
+            "use 'average' or 'nearest', or evaluate with --style own --allow-oracle to know the oracle",
+        )
+    spec = model.specs[target]
+    scale = scale_of(spec, volume.data, foreground(volume.data, spec.kind))
+    return torch.from_numpy(scale.encode(volume.data))[None]
 
 
 def chosen_target(model: Model, target: str | None) -> str:
@@ -223,7 +255,8 @@ def recipe(model: Model, target: str, content: str, options: Options) -> dict[st
         "source_sha256": content,
         "weights": model.weights,
         "target": target,
-        "options": {k: v for k, v in vars(options).items() if k != "target"},
+        "options": {k: v for k, v in vars(options).items() if k not in ("target", "style")},
+        "style": options.style and (sha256(Path(options.style)) if Path(options.style).exists() else options.style),
         "residual_scale": model.residual_scale,
     }
 

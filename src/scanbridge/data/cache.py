@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,12 @@ from scanbridge.data.cohort import Cohort, Row
 from scanbridge.data.foreground import foreground
 from scanbridge.data.grid import Grid, model_grid, resample
 from scanbridge.data.intensity import Scale, scale_of
-from scanbridge.data.nifti import Volume, read, sha256
+from scanbridge.data.nifti import Volume, read
 from scanbridge.errors import UserError, nearest
+from scanbridge.files import sha256
 
 _VERSION = 1  # raise it whenever the same files would give other arrays
+_STALE = 24 * 3600  # seconds
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth of equality
@@ -112,7 +116,7 @@ def prepare(
     images = list(dict.fromkeys([source, *(target for target in targets if target in row.images)]))
     files = {column: row.images[column] for column in dict.fromkeys([*images, on])}
     files |= _foreground_mask(cohort, row, source)
-    content = {column: _hashed(file) for column, file in files.items()}
+    content = {column: sha256(file) for column, file in files.items()}
     recipe = {
         "version": _VERSION,
         "images": [[column, asdict(cohort.images[column])] for column in images],
@@ -122,6 +126,7 @@ def prepare(
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:32]
     entry = folder / key
     if not entry.is_dir():
+        _sweep(folder)
         volumes = {column: read(file, mask=column in cohort.masks) for column, file in files.items()}
         changed = [str(files[column]) for column, volume in volumes.items() if volume.sha256 != content[column]]
         if changed:
@@ -131,11 +136,12 @@ def prepare(
     return _opened(entry, row, images, content)
 
 
-def _hashed(file: Path) -> str:
-    try:
-        return sha256(file)
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror})", "a NIfTI file") from error
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left half-made, a day after: no entry takes that long."""
+    for part in folder.glob(".*.part"):
+        with suppress(OSError):  # another process may sweep too
+            if time.time() - part.stat().st_mtime > _STALE:
+                shutil.rmtree(part, ignore_errors=True)
 
 
 def _foreground_mask(cohort: Cohort, row: Row, source: str) -> dict[str, Path]:

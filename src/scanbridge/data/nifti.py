@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import math
-import os
-import uuid
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +15,7 @@ from numpy.typing import NDArray
 
 from scanbridge.data.grid import Grid
 from scanbridge.errors import UserError
+from scanbridge.files import sha256, write_bytes
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_RATIO = 1032  # deflate cannot pack tighter: more is promised than such a file can hold
@@ -142,35 +140,10 @@ def write(path: str | Path, data: NDArray[Any], affine: NDArray[np.float64]) -> 
     image.set_qform(affine, code="aligned", strip_shears=True)
     if _distance(image.get_qform(), affine, values.shape) > _form_tolerance(affine):
         image.set_qform(None)
+    if not path.parent.is_dir():  # a mistyped folder is named, not made
+        raise UserError(f"{path} cannot be written (no folder {path.parent})", "a folder that exists")
     content = image.to_bytes()
     write_bytes(path, gzip.compress(content, compresslevel=6, mtime=0) if path.suffix == ".gz" else content)
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Put bytes in a file at once: it is there whole, or as it was before, even when the power fails.
-
-    Raises
-    ------
-    UserError
-        When the folder cannot be written to.
-    """
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with part.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror})", "a folder that exists and has room") from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def sha256(path: Path) -> str:
-    """Give the hash of a file's bytes in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_stored(stream: IO[bytes], path: Path, most: int) -> tuple[_Layout, NDArray[np.uint8]]:

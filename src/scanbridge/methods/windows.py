@@ -33,13 +33,15 @@ class Network(Strict):
 
     channels: int = Field(default=32, gt=0)
     multipliers: list[int] = Field(default=[1, 2, 4], min_length=1)
-    blocks: int = Field(default=1, gt=0)
+    blocks: int | list[int] = Field(default=1, description="residual blocks of a level, one number or one a level")
+    skips: Literal["block", "level"] = "block"
+    resample: Literal["conv", "resblock", "pointwise"] = "conv"
+    groups: int = Field(default=4, gt=0)
     attention: list[int] = Field(default=[], description="levels with attention, by downsample factor")
     middle: Literal["none", "self", "transformer"] = "self"
     head_channels: int = Field(default=64, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     init: Literal["default", "published"] = "default"
-    resample: Literal["conv", "resblock"] = "conv"
 
 
 class Bridge(Strict):
@@ -107,7 +109,9 @@ class WindowNet(nn.Module):
                 out_channels=width,
                 channels=settings.channels,
                 multipliers=tuple(settings.multipliers),
-                blocks=settings.blocks,
+                blocks=settings.blocks if isinstance(settings.blocks, int) else tuple(settings.blocks),
+                skips=settings.skips,
+                groups=settings.groups,
                 attention=tuple(settings.attention),
                 middle=settings.middle,
                 head_channels=settings.head_channels,

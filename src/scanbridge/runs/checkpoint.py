@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scanbridge.errors import UserError
-from scanbridge.runs.files import atomic, read_json, sha256, write_json
+from scanbridge.files import atomic, read_json, sha256, write_json
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:

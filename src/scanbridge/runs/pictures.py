@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from scanbridge.runs.files import atomic
+from scanbridge.files import atomic
 
 
 def save_strip(path: Path, slices: Sequence[NDArray[np.float32]]) -> None:
