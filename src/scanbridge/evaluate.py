@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ import pandas as pd
 from scanbridge.data.cohort import Cohort, Row, read_cohort
 from scanbridge.errors import UserError, nearest
 from scanbridge.evaluation_page import page_of
+from scanbridge.files import atomic, read_json, sha256, write_json, write_text
 from scanbridge.judge import Judged, On, judge_floors, judge_run, load_truth
 from scanbridge.metrics.floors import Floors
 from scanbridge.metrics.statistics import leaders, paired, summarise
 from scanbridge.model import Model
-from scanbridge.files import atomic, read_json, sha256, write_json, write_text
 from scanbridge.translate import Options
 
 PARTS = ("test", "val", "calibration", "external")
@@ -67,11 +67,38 @@ def evaluate_runs(
     models = {name: Model.open(run, device=device) for name, run in zip(unique_names(runs), runs, strict=True)}
     if style == "own" and not oracle:
         raise UserError("--style own takes the style from the truth", "--allow-oracle beside it", "or use 'average'")
+    judged = judge_split(
+        models,
+        cohort,
+        out,
+        split=split,
+        on=on,
+        translations=translations,
+        style=style,
+        oracle=oracle,
+        on_progress=on_progress,
+    )
+    return write_evaluation(out, judged, models, facts={"cohort": cohort.name, "split": split})
+
+
+def judge_split(
+    models: Mapping[str, Model],
+    cohort: Path,
+    out: Path,
+    *,
+    split: str,
+    on: On,
+    translations: Path | None = None,
+    style: str | None = None,
+    oracle: bool = False,
+    on_progress: Callable[[float, float, str], None] = lambda done, of, words: None,  # noqa: ARG005
+) -> list[Judged]:
+    """Translate and judge every subject of a split with every model, and with the first one's floors."""
     first = next(iter(models.values()))
     task = _one_task(models)
     table = read_cohort(cohort)
     rows = choose_rows(table, models, task, split)
-    floors = Floors.from_json(read_json(runs[0] / "floors.json"))
+    floors = Floors.from_json(read_json(_folder(first) / "floors.json"))
     judged: list[Judged] = []
     for index, row in enumerate(rows):
         truth = load_truth(table, row, first, on)
@@ -86,28 +113,37 @@ def evaluate_runs(
             judged += judge_run(marked, model, truth, translations or out / "translations" / marked, options)
         judged += judge_floors(floors, truth)
         on_progress(index + 1, len(rows), row.name)
-    return _write(out, judged, models, rows, split=split, cohort=table)
+    return judged
 
 
-def _write(
-    out: Path, judged: Sequence[Judged], models: dict[str, Model], rows: Sequence[Row], *, split: str, cohort: Cohort
+def _folder(model: Model) -> Path:
+    if model.run is None:
+        raise ValueError("a model without a run folder has no floors")
+    return model.run
+
+
+def write_evaluation(
+    out: Path, judged: Sequence[Judged], models: Mapping[str, Model], facts: Mapping[str, Any]
 ) -> Path:
+    """Write ``metrics.csv``, ``summary.json``, ``subjects.csv`` and ``report.html``; give the page's path.
+
+    Subjects may come from several folds: they are pooled by patient, under the names of the runs.
+    """
     frame = pd.DataFrame([line for each in judged for line in each.rows])
     summary = summarise(frame)
     references = [run for run in dict.fromkeys(frame["run"]) if run.startswith("floor:") or run in list(models)[1:]]
     comparisons = [
-        row
-        for reference in references
-        for row in paired(frame, reference, METRICS, "foreground")
-        if row["run"] in models
+        row for reference in references for row in paired(frame, reference, METRICS, "foreground", runs=[*models])
     ]
+    ranked = frame[~frame["run"].str.contains(ORACLE, regex=False)]
+    subjects = list(dict.fromkeys(each.truth.row.name for each in judged))
     page = page_of(
         judged,
         models,
         summary=summary,
         comparisons=comparisons,
-        leading=leaders(frame[~frame["run"].str.contains(ORACLE, regex=False)], METRICS, "foreground"),
-        facts={"cohort": cohort.path.name, "split": split, "subjects": [row.name for row in rows]},
+        leading=leaders(ranked, METRICS, "foreground"),
+        facts={**facts, "subjects": subjects},
     )
     _write_csv(out / "metrics.csv", frame)
     _write_csv(out / "subjects.csv", _subjects(judged))
@@ -123,7 +159,7 @@ def unique_names(runs: Sequence[Path]) -> list[str]:
     return [f"{run.parent.name}/{run.name}" if names.count(run.name) > 1 else run.name for run in resolved]
 
 
-def _one_task(models: dict[str, Model]) -> tuple[str, str]:
+def _one_task(models: Mapping[str, Model]) -> tuple[str, str]:
     tasks = {name: (model.common.task.source, model.common.task.targets[0]) for name, model in models.items()}
     (first, task), *rest = tasks.items()
     for name, other in rest:
@@ -133,7 +169,7 @@ def _one_task(models: dict[str, Model]) -> tuple[str, str]:
     return task
 
 
-def choose_rows(table: Cohort, models: dict[str, Model], task: tuple[str, str], split: str) -> list[Row]:
+def choose_rows(table: Cohort, models: Mapping[str, Model], task: tuple[str, str], split: str) -> list[Row]:
     """Give the rows to judge: a part that every run set apart, or all of a cohort that none has seen."""
     for column in task:
         if column not in table.images:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from scanbridge.errors import UserError
+from scanbridge.files import read_json
 from scanbridge.methods.base import load_method
 from scanbridge.runs.config import Common, read_tree, split_tree, validate
-from scanbridge.files import read_json
 
 
 def describe(run: Path) -> str:

@@ -14,11 +14,11 @@ from scanbridge.data.foreground import foreground
 from scanbridge.data.grid import Grid, resample
 from scanbridge.data.intensity import Scale, scale_of
 from scanbridge.data.nifti import Volume, read
+from scanbridge.files import read_json
 from scanbridge.metrics.floors import Floors
 from scanbridge.metrics.image import measure, psnr
 from scanbridge.metrics.uncertainty import Ranking, rankings
 from scanbridge.model import Model
-from scanbridge.files import read_json
 from scanbridge.translate import Options, grid_of, stem, translate_file, translate_volume
 
 PLANES = {"S": "axial", "I": "axial", "A": "coronal", "P": "coronal", "L": "sagittal", "R": "sagittal"}
@@ -177,7 +177,7 @@ def judge(name: str, truth: Truth, prediction: Array, scale: Scale, uncertainty:
         axes=axes,
         slice_axis=axes["axial"],
     )
-    key = {"run": name, "subject": truth.row.name, "target": truth.name}
+    key = {"run": name, "subject": truth.row.subject, "target": truth.name}
     rows = [{**key, "region": m.region, "metric": m.metric, "unit": m.unit, "value": m.value} for m in measured]
     body = truth.regions["foreground"]
     if truth.unit == "1":

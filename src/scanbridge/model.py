@@ -17,10 +17,10 @@ from scanbridge.data.box import box_of
 from scanbridge.data.cohort import ImageSpec
 from scanbridge.data.intensity import Scale
 from scanbridge.errors import UserError
+from scanbridge.files import read_json
 from scanbridge.methods.base import Draws, Fitted, Request, Translator, load_method
 from scanbridge.runs.checkpoint import load_tensors
 from scanbridge.runs.config import Common, read_tree, split_tree, validate
-from scanbridge.files import read_json
 
 BACKGROUND = -1.0
 _SPEC = TypeAdapter(ImageSpec)
@@ -150,9 +150,10 @@ def _fill(network: torch.nn.Module, tensors: dict[str, torch.Tensor], file: Path
     given = {name: tuple(value.shape) for name, value in tensors.items()}
     wrong = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
     if wrong:
+        name, more = wrong[0], len(wrong) - 1
         raise UserError(
-            f"{file}: '{wrong[0]}' is {given.get(wrong[0], 'missing')}, against config.toml (and {len(wrong) - 1} more)",
-            f"{own.get(wrong[0], 'no such weight')}",
+            f"{file}: '{name}' is {given.get(name, 'missing')}, which config.toml does not fit (and {more} more)",
+            f"{own.get(name, 'no such weight')}",
             "the weights that this configuration trained",
         )
     network.load_state_dict(tensors)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from scanbridge.data import nifti, phantom, scanner
 from scanbridge.errors import UserError
+from scanbridge.files import write_json, write_text
 
 Progress = Callable[[int, int], None]
 

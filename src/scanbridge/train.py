@@ -18,16 +18,16 @@ from torch import Tensor
 
 from scanbridge.bridge.sample import DEFAULT_RESIDUAL_SCALE
 from scanbridge.data.cache import Case, prepare
-from scanbridge.data.cohort import Cohort, Row, choose_split, read_cohort
-from scanbridge.data.nifti import sha256
+from scanbridge.data.cohort import Cohort, Row, read_cohort
+from scanbridge.data.split import choose_split
 from scanbridge.errors import UserError, nearest
+from scanbridge.files import read_json, sha256, write_json, write_text
 from scanbridge.fit import Progress, forecast, train_stage
 from scanbridge.methods.base import Fitted, Request, TrainingCase, load_method
 from scanbridge.metrics.floors import fit_floors
 from scanbridge.model import Model
 from scanbridge.runs.checkpoint import environment
 from scanbridge.runs.config import Common, Train, read_tree, split_tree, to_toml, validate
-from scanbridge.files import read_json, write_json, write_text
 from scanbridge.runs.lock import locked
 from scanbridge.runs.pictures import save_strip
 

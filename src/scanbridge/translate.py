@@ -18,9 +18,9 @@ from scanbridge.data.grid import Grid, model_grid, resample
 from scanbridge.data.intensity import Scale, scale_of
 from scanbridge.data.nifti import Volume, read, write
 from scanbridge.errors import UserError
+from scanbridge.files import read_json, sha256, write_json
 from scanbridge.methods.base import Draws, Product, Request
 from scanbridge.model import Model
-from scanbridge.files import read_json, sha256, write_json
 
 ENDINGS = (".nii.gz", ".nii")
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scanbridge.data.cohort import CovariateSpec, ImageSpec, MaskSpec, choose_split, read_cohort
+from scanbridge.data.cohort import CovariateSpec, ImageSpec, MaskSpec, read_cohort
 from scanbridge.data.nifti import write
+from scanbridge.data.split import choose_split
 from scanbridge.errors import UserError
 
 TOML = """

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from scanbridge.data.nifti import Volume, read, sha256, write
+from scanbridge.data.nifti import Volume, read, write
 from scanbridge.errors import UserError
+from scanbridge.files import sha256
 
 AFFINE = np.array([[-2.0, 0, 0, 90], [0, 0, 3, -120], [0, 1.5, 0, 10], [0, 0, 0, 1]])
 SHEARED = AFFINE + np.array([[0, 0.4, 0, 0]] + [[0] * 4] * 3)

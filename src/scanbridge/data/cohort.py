@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
-import math
 import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
-import numpy as np
-import tomlkit
 from pydantic import AfterValidator, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from scanbridge.data.nifti import Volume, read, write_bytes
+from scanbridge.data.guess import guess
+from scanbridge.data.table import Line, number_in, read_table, some
 from scanbridge.errors import UserError, nearest
+from scanbridge.files import write_text
 
 Kind = Literal["mr", "ct", "pet", "other"]
 _STRICT = ConfigDict(extra="forbid", strict=True)
-_SHOWN = 5  # findings that are spelled out; the rest is counted
 _log = logging.getLogger(__name__)
 
 
@@ -156,17 +152,35 @@ def read_cohort(path: str | Path) -> Cohort:
     UserError
         Naming file and key, or all findings in the table together: up to five of them and their number.
     """
+    cohort, findings = survey_cohort(path)
+    if findings:
+        raise UserError(f"{cohort.path}: {some(findings, '; ')}")
+    files = dict.fromkeys(file for row in cohort.rows for file in [*row.images.values(), *row.masks.values()])
+    missing = [str(file) for file in files if not file.exists()]
+    if missing:
+        what = f"{cohort.path}: {len(missing)} of {len(files)} files {'is' if len(missing) == 1 else 'are'} missing"
+        raise UserError(
+            f"{what}: {some(missing)}", "paths relative to the table", "correct the paths or empty the cells"
+        )
+    return cohort
+
+
+def survey_cohort(path: str | Path) -> tuple[Cohort, list[str]]:
+    """Read a cohort as far as it can be read, and give all that is wrong with its rows; files are not looked at.
+
+    See `read_cohort`; an error is raised where columns or TOML cannot be understood.
+    """
     path = Path(path).absolute()
-    columns, lines = _read_table(path)
+    columns, lines = read_table(path)
     declared = path.with_suffix(".toml")
     guessed = not declared.exists()
     if guessed:
-        write_bytes(declared, _guess(path, columns, lines).encode())
+        write_text(declared, guess(path, columns, lines))
         _log.warning("%s was guessed from names and values: look at it before you go on", declared)
     declaration = _read_declaration(declared)
     _check_columns(declared, declaration, columns)
-    rows = _rows(path, declaration, lines)
-    return Cohort(
+    rows, findings = _rows(path, declaration, lines)
+    cohort = Cohort(
         path=path,
         images=declaration.images,
         masks=declaration.masks,
@@ -175,94 +189,7 @@ def read_cohort(path: str | Path) -> Cohort:
         split_column=declaration.split.column if declaration.split else None,
         guessed=guessed,
     )
-
-
-def choose_split(
-    cohort: Cohort, *, test: Sequence[str | int], val: Sequence[str | int], calibration: Sequence[str | int]
-) -> dict[str, tuple[str, ...]]:
-    """Divide the subjects of a cohort; all visits of a subject fall on the same side.
-
-    Parameters
-    ----------
-    cohort
-        The cohort, whose split column names groups.
-    test, val, calibration
-        Subjects or groups, mixed as one likes. Who is in none of them trains.
-
-    Returns
-    -------
-    dict
-        ``"train"``, ``"val"``, ``"calibration"``, ``"test"`` to subjects in the order of the table.
-
-    Raises
-    ------
-    UserError
-        For an entry that is neither subject nor group, or both; for a subject chosen twice; when nobody trains.
-    """
-    subjects = list(dict.fromkeys(row.subject for row in cohort.rows))
-    members: dict[str, set[str]] = {subject: {subject} for subject in subjects}
-    for group in dict.fromkeys(row.group for row in cohort.rows if row.group is not None):
-        named = {row.subject for row in cohort.rows if row.group == group}
-        if members.get(group, named) != named:
-            raise UserError(f"{cohort.path}: '{group}' names a subject and a group", "names that are different")
-        members[group] = named
-    chosen: dict[str, set[str]] = {}
-    for part, entries in {"val": val, "calibration": calibration, "test": test}.items():
-        unknown = [str(entry) for entry in entries if str(entry) not in members]
-        if unknown:
-            hint = nearest(unknown[0], members)
-            raise UserError(f"split.{part}: '{unknown[0]}' is neither subject nor group of {cohort.path}", "", hint)
-        chosen[part] = set().union(*(members[str(entry)] for entry in entries))
-        for other in list(chosen)[:-1]:
-            twice = sorted(chosen[part] & chosen[other])
-            if twice:
-                raise UserError(
-                    f"split.{part} and split.{other} share {_some(twice)}", "each subject in one part alone"
-                )
-    chosen["train"] = set(subjects).difference(*chosen.values())
-    if not chosen["train"]:
-        raise UserError(f"the split leaves no subject of {cohort.path} to train on", "at least one")
-    return {p: tuple(s for s in subjects if s in chosen[p]) for p in ("train", "val", "calibration", "test")}
-
-
-class _Line(NamedTuple):
-    """One row of the table as it was typed."""
-
-    number: int
-    cells: dict[str, str]
-
-
-def _some(findings: Sequence[str], separator: str = ", ") -> str:
-    """Spell out the first few and count the rest."""
-    more = [f"and {len(findings) - _SHOWN} more"] if len(findings) > _SHOWN else []
-    return separator.join([*findings[:_SHOWN], *more])
-
-
-def _read_table(path: Path) -> tuple[list[str], list[_Line]]:
-    """Read columns and rows; blank rows, and unnamed columns without a cell, are spreadsheets' own and skipped."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        delimiter = max(",;\t", key=text.partition("\n")[0].count)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-        table = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})", "a table in CSV") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is no table in UTF-8 text", "a table in CSV", "save it as 'CSV UTF-8'") from error
-    table = [(number, row) for number, row in table if any(row)]
-    if len(table) < 2:
-        raise UserError(f"{path} holds no rows", "a line of column names and one line for each scan")
-    columns = table[0][1]
-    repeated = [name for name, count in Counter(filter(None, columns)).items() if count > 1]
-    if repeated:
-        raise UserError(f"{path}: column '{repeated[0]}' stands there twice", "columns with different names")
-    if "subject" not in columns:
-        raise UserError(f"{path} has no column 'subject'", "one that tells people apart", nearest("subject", columns))
-    for number, row in table[1:]:
-        if any(row[len(columns) :]) or any(c for name, c in zip(columns, row, strict=False) if not name):
-            raise UserError(f"{path}, line {number}: a cell without a column", f"{len(columns)} cells, one a column")
-    lines = [_Line(n, dict(zip(columns, row + [""] * len(columns), strict=False))) for n, row in table[1:]]
-    return [name for name in columns if name], lines
+    return cohort, findings
 
 
 def _read_declaration(path: Path) -> _Declaration:
@@ -275,7 +202,7 @@ def _read_declaration(path: Path) -> _Declaration:
         # Only in JSON mode does pydantic accept a table for a dataclass and still refuse "5" for 5.
         declaration = TypeAdapter(_Declaration).validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        raise UserError(f"{path}: {_some([_explained(e) for e in error.errors()], '; ')}") from error
+        raise UserError(f"{path}: {some([_explained(e) for e in error.errors()], '; ')}") from error
     for name, spec in declaration.images.items():
         for key, kind in (("window", "ct"), ("ceiling", "pet")):
             if key in raw["images"][name] and spec.kind != kind:
@@ -322,11 +249,11 @@ def _check_columns(path: Path, declaration: _Declaration, columns: Sequence[str]
     if not declaration.images:
         findings.append("no image column is described: add [images.NAME] with its kind")
     if findings:
-        raise UserError(f"{path}: {_some(findings, '; ')}")
+        raise UserError(f"{path}: {some(findings, '; ')}")
 
 
-def _rows(path: Path, declaration: _Declaration, lines: Sequence[_Line]) -> tuple[Row, ...]:
-    """Read all rows, then raise for all findings at once."""
+def _rows(path: Path, declaration: _Declaration, lines: Sequence[Line]) -> tuple[tuple[Row, ...], list[str]]:
+    """Read all rows, and collect what is wrong with them."""
     visits = Counter(line.cells["subject"] for line in lines)
     findings: list[str] = []
     rows = [_row(path.parent, declaration, line, visits, findings) for line in lines]
@@ -337,19 +264,10 @@ def _rows(path: Path, declaration: _Declaration, lines: Sequence[_Line]) -> tupl
     for subject, count in Counter(subject for subject, _ in groups).items():
         if count > 1:
             findings.append(f"subject '{subject}' is in {count} groups: its visits must stay together")
-    if findings:
-        raise UserError(f"{path}: {_some(findings, '; ')}")
-    files = dict.fromkeys(file for row in rows for file in [*row.images.values(), *row.masks.values()])
-    missing = [str(file) for file in files if not file.exists()]
-    if missing:
-        what = f"{path}: {len(missing)} of {len(files)} files {'is' if len(missing) == 1 else 'are'} missing"
-        raise UserError(
-            f"{what}: {_some(missing)}", "paths relative to the table", "correct the paths or empty the cells"
-        )
-    return tuple(rows)
+    return tuple(rows), findings
 
 
-def _row(folder: Path, declaration: _Declaration, line: _Line, visits: Counter[str], findings: list[str]) -> Row:
+def _row(folder: Path, declaration: _Declaration, line: Line, visits: Counter[str], findings: list[str]) -> Row:
     """Read one row, and note what is wrong with it."""
     cells, where = line.cells, f"line {line.number}"
     subject, visit = cells["subject"], cells.get("visit", "")
@@ -366,7 +284,7 @@ def _row(folder: Path, declaration: _Declaration, line: _Line, visits: Counter[s
         if cells[column] and spec.type == "categorical":
             covariates[column] = cells[column]
         elif cells[column]:
-            number = _number(cells[column])
+            number = number_in(cells[column])
             if number is None:
                 findings.append(f"{where}, {column}: '{cells[column]}' is no number")
             else:
@@ -380,90 +298,3 @@ def _row(folder: Path, declaration: _Declaration, line: _Line, visits: Counter[s
         covariates=covariates,
         group=(cells[declaration.split.column] or None) if declaration.split else None,
     )
-
-
-def _number(cell: str) -> float | None:
-    """Give the finite number in a cell, if that is what it holds."""
-    try:
-        number = float(cell)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _guess(path: Path, columns: Sequence[str], lines: Sequence[_Line]) -> str:
-    """Guess the TOML of a table from the names of its columns and the first image in each."""
-    cells = {column: [line.cells[column] for line in lines if line.cells[column]] for column in columns}
-    files = {c: v for c, v in cells.items() if v and all(cell.lower().endswith((".nii", ".nii.gz")) for cell in v)}
-    if not files:
-        raise UserError(f"{path}: no column holds .nii or .nii.gz files", "at least one column of images")
-    volumes = {column: _first_volume(path.parent, values) for column, values in files.items()}
-    masks = [column for column, volume in volumes.items() if _looks_like_a_mask(column, volume)]
-    images = [column for column in volumes if column not in masks]
-    if not images:
-        raise UserError(f"{path}: all image columns look like masks", f"a TOML beside it that says what {files} are")
-    document = tomlkit.document()
-    document.add(
-        tomlkit.comment("What the columns of the table are. GUESSED from names and values: please correct it.")
-    )
-    document.add("images", tomlkit.table(is_super_table=True))
-    for column in images:
-        document["images"][column] = _guessed_image(column, volumes[column])
-    if masks:
-        document.add("masks", tomlkit.table(is_super_table=True))
-    for column in masks:
-        document["masks"][column] = _table(on=_drawn_on(column, volumes, images))
-    split = next((column for column in columns if column.lower() in {"fold", "split"}), None)
-    others = [c for c in columns if c not in {*files, "subject", "visit", split} and cells[c]]
-    numeric = {c: all(_number(cell) is not None for cell in cells[c]) for c in others}
-    # Text that is different in every row is a note or a name, not a covariate.
-    described = [c for c in others if numeric[c] or len(set(cells[c])) < len(cells[c])]
-    if described:
-        document.add("covariates", tomlkit.table(is_super_table=True))
-    for column in described:
-        kind = "continuous" if numeric[column] else "categorical"
-        document["covariates"][column] = _table(type=kind)
-    if split:
-        document.add("split", _table(column=split))
-    return tomlkit.dumps(document)
-
-
-def _table(**entries: Any) -> tomlkit.items.Table:
-    table = tomlkit.table()
-    table.update(entries)
-    return table
-
-
-def _first_volume(folder: Path, cells: Iterable[str]) -> Volume:
-    """Read the first file of a column that is there; what is missing is said later, all at once."""
-    files = [folder / cell for cell in cells]
-    return read(next((file for file in files if file.exists()), files[0]))
-
-
-def _looks_like_a_mask(column: str, volume: Volume) -> bool:
-    """Whole numbers up to 255 under a mask's name, or 0 and 1 alone under any."""
-    top = volume.data.max()
-    if volume.data.min() < 0 or top > 255 or np.any(volume.data != np.round(volume.data)):
-        return False
-    return bool(top <= 1 or re.search(r"mask|lesion|tumou?r|seg|label", column.lower()))
-
-
-def _guessed_image(column: str, volume: Volume) -> tomlkit.items.Table:
-    """Guess the kind from the name, else from air, which only CT counts far below zero."""
-    words = re.split(r"[^a-z]+", column.lower())
-    if any("pet" in word or "suv" in word for word in words):
-        return _table(kind="pet", ceiling=15)
-    if any(word.endswith("ct") for word in words) or volume.data.min() < -500:
-        return _table(kind="ct", window=[-1000, 1000])
-    return _table(kind="mr")
-
-
-def _drawn_on(mask: str, volumes: dict[str, Volume], images: Sequence[str]) -> str:
-    """Guess which image a mask was drawn on: one on its own grid, best one that its name names."""
-
-    def fit(image: str) -> tuple[bool, bool]:
-        a, b = volumes[mask], volumes[image]
-        same = a.data.shape == b.data.shape and np.allclose(a.affine, b.affine, atol=1e-3)
-        return same, image.lower() in mask.lower()
-
-    return max(images, key=fit)

@@ -1,0 +1,80 @@
+# make install; make demo. Every recipe is a line that you can type yourself.
+PYTHON ?= python3
+DATA ?= ../shared/data
+RUNS ?= runs
+# Where torch comes from; on a machine without a GPU the smaller build:
+#   make install TORCH_FROM="--index-url https://download.pytorch.org/whl/cpu"
+TORCH_FROM ?=
+
+BIN := .venv/bin
+SCANBRIDGE := $(BIN)/scanbridge
+INSTALLED := .venv/installed
+DEMO := $(RUNS)/demo
+REAL := $(RUNS)/real-short
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo real real-short data test lint docs bench clean
+
+help:
+	@echo "make install   a virtual environment in .venv with all that is needed"
+	@echo "make demo      simulate people, train two small models, and draw the page that compares them"
+	@echo "make real      leave one out over real MRI in DATA/ms (DATA=$(DATA))"
+	@echo "make test      the tests;  make lint: style and types;  make docs: docs/_build/html"
+	@echo "make bench     measure again what benchmarks/results holds"
+	@echo "make clean     take away what was built; runs and the environment stay"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install $(TORCH_FROM) -c constraints.txt torch
+	$(BIN)/python -m pip install -c constraints.txt -e '.[demo,dev,docs]'
+	@touch $@
+
+# Eight simulated people, six to learn from and two to be judged on: what a user does with a cohort of their own.
+COHORT := --cohort $(DEMO)/cohort/cohort.csv
+LEARN := $(COHORT) --cache $(DEMO)/cache --set 'split.test=[0]'
+
+demo: install
+	$(SCANBRIDGE) simulate brain --subjects 8 --size 96 --out $(DEMO)/cohort
+	$(SCANBRIDGE) check $(DEMO)/cohort/cohort.csv
+	$(SCANBRIDGE) train configs/ct2mri-small.toml $(LEARN) --run $(DEMO)/ct2mri
+	$(SCANBRIDGE) train configs/regression-small.toml $(LEARN) --run $(DEMO)/regression
+	$(SCANBRIDGE) compare $(DEMO)/ct2mri $(DEMO)/regression $(COHORT) --out $(DEMO)
+	@echo
+	@echo "Open $(DEMO)/report.html in a browser; the translated volumes are in $(DEMO)/translations."
+
+real: install data
+	$(BIN)/python benchmarks/leave_one_out.py $(DATA)/ms/cohort.csv --out $(RUNS)/real
+
+# The whole way over real scans in minutes: too little training for a good picture, enough to break what is broken.
+real-short: install data
+	$(SCANBRIDGE) check $(DATA)/ms/cohort.csv
+	$(SCANBRIDGE) check $(DATA)/breast/cohort.csv
+	$(SCANBRIDGE) check $(DATA)/stroke/cohort.csv
+	$(SCANBRIDGE) check $(DATA)/sts/cohort.csv
+	$(SCANBRIDGE) train configs/ct2mri-small.toml --cohort $(DATA)/ms/cohort.csv --run $(REAL)/run \
+	    --cache $(REAL)/cache --set 'split.test=["sub-07"]' --set train.images=64 --set train.checkpoint_every=32
+	$(SCANBRIDGE) translate $(REAL)/run $(DATA)/ms/sub-07/sub-07_FLAIR.nii.gz --out $(REAL)/translations
+	$(SCANBRIDGE) evaluate $(REAL)/run --cohort $(DATA)/ms/cohort.csv --translations $(REAL)/translations --out $(REAL)
+
+data:
+	@test -d $(DATA)/ms || { echo "no cohort in $(DATA)/ms: set DATA, as in 'make $(MAKECMDGOALS) DATA=/where/cohorts/are'"; exit 2; }
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: install
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+bench: install data
+	$(BIN)/python benchmarks/simulated_and_real.py $(DATA)/ms/cohort.csv --out docs/images/simulated-and-real.png
+
+clean:
+	rm -rf docs/_build dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,113 @@
+"""Each person of a cohort held out in turn: train, translate, judge, pool by patient.
+
+    python benchmarks/leave_one_out.py --cohort ms/cohort.csv --runs RUNS/real [--rows ct2mri regression] [--set k=v]
+
+Trainings resume; what is done is kept. Writes tables, pictures and a page into RUNS and, with --results, a copy of the
+tables and one picture a person into that folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+from scanbridge.data.cohort import read_cohort
+from scanbridge.evaluate import judge_split, write_evaluation
+from scanbridge.files import write_json, write_text
+from scanbridge.model import Model
+from scanbridge.train import plan_run, train_run
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+ROWS = {
+    "ct2mri": ("ct2mri-small", []),
+    "regression": ("regression-small", []),
+    "bbdm": ("bbdm-small", []),
+    "ct2mri-no-key": ("ct2mri-small", ["style.use=false"]),
+    "ct2mri-no-ista": ("ct2mri-small", ["coprediction=false"]),
+}
+SHOWN = ("psnr", "ssim_3d", "mae", "sharpness", "slice_style_axial", "slice_shape_axial")
+
+
+def main() -> None:
+    """Run all folds."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--cohort", type=Path, required=True)
+    options.add_argument("--runs", type=Path, required=True)
+    options.add_argument("--rows", nargs="+", choices=list(ROWS), default=["ct2mri", "regression"])
+    options.add_argument("--folds", nargs="+", help="subjects to hold out; all by default")
+    options.add_argument("--set", dest="settings", action="append", default=[])
+    options.add_argument("--on", choices=["target", "model"], default="model")
+    options.add_argument("--results", type=Path)
+    asked = options.parse_args()
+
+    subjects = list(dict.fromkeys(row.subject for row in read_cohort(asked.cohort).rows))
+    judged, models = [], {}
+    for subject in asked.folds or subjects:
+        for row in asked.rows:
+            run = asked.runs / subject / row
+            preset, settings = ROWS[row]
+            plan = plan_run(
+                CONFIGS / f"{preset}.toml", asked.cohort, [*settings, *asked.settings, f'split.test=["{subject}"]']
+            )
+            said = {"next": 0}
+
+            def progress(p, run=run, said=said):
+                if p.images >= said["next"] or p.images == p.of:
+                    print(f"  {run.parent.name}/{run.name} {p.images}/{p.of}  {p.rate:.1f} images/s", flush=True)
+                    said["next"] = p.images + p.of // 10
+
+            if train_run(plan, run, cache=asked.runs / "cache", say=print, on_progress=progress):
+                sys.exit(143)
+        models = {row: Model.open(asked.runs / subject / row) for row in asked.rows}
+        judged += judge_split(models, asked.cohort, asked.runs / subject, split="test", on=asked.on)
+    facts = {"cohort": f"{asked.cohort.parent.name}/{asked.cohort.name}", "split": "each held out in turn"}
+    page = write_evaluation(asked.runs, judged, models, facts)
+    write_json(asked.runs / "machine.json", machine())
+    table = markdown(asked.runs)
+    print(table)
+    print(f"page: {page}")
+    if asked.results:
+        write_text(asked.results / "leave_one_out.md", table)
+        (asked.results / "leave_one_out.csv").write_bytes((asked.runs / "metrics.csv").read_bytes())
+
+
+def machine() -> dict[str, object]:
+    """Give what a number depends on beside the code."""
+    cpu = "unknown"
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
+    command = " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name])
+    return {
+        "cpu": cpu,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "command": command,
+    }
+
+
+def markdown(folder: Path) -> str:
+    """Give the foreground's rows as a table: mean, and the value of every person."""
+    import pandas as pd
+
+    frame = pd.read_csv(folder / "metrics.csv")
+    frame = frame[(frame["region"] == "foreground") & frame["metric"].isin(SHOWN)]
+    lines = ["# Each person held out in turn", "", f"machine: {json.dumps(machine())}", ""]
+    lines += ["| run | " + " | ".join(SHOWN) + " |", "| --- |" + " --- |" * len(SHOWN)]
+    for run in dict.fromkeys(frame["run"]):
+        cells = []
+        for metric in SHOWN:
+            values = frame[(frame["run"] == run) & (frame["metric"] == metric)]["value"]
+            cells.append(f"{values.mean():.3f} ({', '.join(f'{v:.3f}' for v in values)})")
+        lines.append(f"| {run} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
