@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from pathlib import Path
 
-import torch
-
+from machine import machine
 from scanbridge.data.cohort import read_cohort
 from scanbridge.evaluate import judge_split, write_evaluation
 from scanbridge.files import write_json, write_text
@@ -74,22 +72,6 @@ def main() -> None:
     if asked.results:
         write_text(asked.results / "leave_one_out.md", table)
         (asked.results / "leave_one_out.csv").write_bytes((asked.runs / "metrics.csv").read_bytes())
-
-
-def machine() -> dict[str, object]:
-    """Give what a number depends on beside the code."""
-    cpu = "unknown"
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
-    command = " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name])
-    return {
-        "cpu": cpu,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "command": command,
-    }
 
 
 def markdown(folder: Path) -> str:

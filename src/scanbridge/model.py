@@ -36,6 +36,8 @@ class Model:
         The run's tables.
     translator
         The method's translator with the trained networks.
+    fitted
+        The networks and statistics behind it.
     cohort
         The run's ``cohort.json``.
     specs
@@ -53,6 +55,7 @@ class Model:
     common: Common
     config: BaseModel
     translator: Translator
+    fitted: Fitted
     cohort: dict[str, Any]
     specs: dict[str, ImageSpec]
     scales: dict[str, Scale]
@@ -101,6 +104,7 @@ class Model:
             common=common,
             config=config,
             translator=method.translator(config, fitted),
+            fitted=fitted,
             cohort=cohort,
             specs={name: _SPEC.validate_json(json.dumps(value)) for name, value in cohort["images"].items()},
             scales={name: Scale(**value) for name, value in cohort["scales"].items()},

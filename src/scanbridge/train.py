@@ -295,12 +295,13 @@ def _as_tensors(case: Case) -> TrainingCase:
 def _picture(plan: Plan, fitted: Fitted, case: Case, folder: Path, images: int) -> None:
     """Draw the middle slices of one case: source, what the network makes of it in one call, and the truth."""
     model = Model(
-        plan.common,
-        plan.config,
-        plan.method.translator(plan.config, fitted),
-        {},
-        plan.cohort.images,
-        {},
+        common=plan.common,
+        config=plan.config,
+        translator=plan.method.translator(plan.config, fitted),
+        fitted=fitted,
+        cohort={},
+        specs=plan.cohort.images,
+        scales={},
     )
     middle = case.source.shape[0] // 2
     thin = slice(middle - 3, middle + 4)

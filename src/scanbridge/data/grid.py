@@ -99,14 +99,15 @@ def model_grid(of: Grid, *, spacing: tuple[float, float, float], orientation: st
 
 
 def resample(
-    data: NDArray[Any], source: Grid, to: Grid, *, order: Literal[0, 1] = 1, fill: float = 0.0
+    data: NDArray[Any], source: Grid, to: Grid, *, order: Literal[0, 1, 3] = 1, fill: float = 0.0
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Give a volume on another grid, through both affines in one step, and where it was known there.
 
     Values are interpolated linearly after a Gaussian along each source axis of variance ``max(0, (f^2 - 4) / 12)``
     voxels^2, f being the output step in source voxels. Averaging over the f voxels within one output voxel has variance
     (f^2 - 1) / 12, of which interpolation halfway between two voxels brings 1/4: at f = 2 on shared edges it IS the
-    average, and beyond the Gaussian adds the rest.
+    average, and beyond the Gaussian adds the rest. The cubic spline brings no variance of its own, so that there the
+    Gaussian has all of it, (f^2 - 1) / 12.
 
     Parameters
     ----------
@@ -116,7 +117,8 @@ def resample(
         The grid that the data lie on, and the one wanted. Where they differ by the order and direction of axes alone,
         to a thousandth of a voxel, the values are copies to the last bit.
     order
-        1 for images, 0 (nearest neighbour, no filter) for masks.
+        1 for images, 0 (nearest neighbour, no filter) for masks; 3 (interpolating cubic spline, held to the range of
+        the data) for what is smooth and goes to a finer grid, where linear interpolation would blur it once more.
     fill
         Value outside the source's field of view.
 
@@ -138,13 +140,16 @@ def resample(
     inside = np.ones(to.shape, dtype=np.bool_)
     for position, n in zip(positions, values.shape, strict=True):
         inside &= (position >= -0.5 - _TOLERANCE) & (position <= n - 0.5 + _TOLERANCE)
-    if order == 1:
-        values = _averaged(values, np.linalg.norm(matrix, axis=1))
+    low, high = values.min(), values.max()
+    if order:
+        values = _averaged(values, np.linalg.norm(matrix, axis=1), own=3 if order == 1 else 0)
     if np.all(matrix == np.diag(np.diagonal(matrix))):
         for axis, position in enumerate(positions):
             values = _along(values, axis, position.ravel(), order)
     else:
         values = ndimage.affine_transform(values, matrix, offset, to.shape, order=order, mode="nearest")
+    if order == 3:
+        values = values.clip(low, high)  # a spline rings at edges: an uncertainty would fall below 0
     return np.where(inside, values, np.float32(fill)), inside
 
 
@@ -222,17 +227,20 @@ def _positions(row: NDArray[np.float64], start: float, shape: tuple[int, int, in
     return position
 
 
-def _averaged(values: NDArray[np.float32], step: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Smooth along each axis as far as linear interpolation falls short of averaging over a step of so many voxels."""
+def _averaged(values: NDArray[np.float32], step: NDArray[np.float64], *, own: int) -> NDArray[np.float32]:
+    """Smooth along each axis as far as interpolation falls short of averaging over a step of so many voxels.
+
+    `own` is the variance that the interpolation itself brings, in twelfths of a voxel^2.
+    """
     for axis, f in enumerate(step):
-        variance = (f**2 - 4) / 12
+        variance = (f**2 - 1 - own) / 12
         if variance > 1e-6:
             values = ndimage.gaussian_filter1d(values, math.sqrt(variance), axis=axis, mode="nearest")
     return values
 
 
 def _along(
-    values: NDArray[np.float32], axis: int, position: NDArray[np.float64], order: Literal[0, 1]
+    values: NDArray[np.float32], axis: int, position: NDArray[np.float64], order: Literal[0, 1, 3]
 ) -> NDArray[np.float32]:
     """Interpolate along one axis at the positions given, clamped to the first and last voxel."""
     n = values.shape[axis]
@@ -241,7 +249,25 @@ def _along(
     position = np.clip(position, 0, n - 1)
     low = np.floor(position).astype(np.intp)
     weight = np.expand_dims((position - low).astype(np.float32), tuple(i for i in range(3) if i != axis))
+    if not weight.any():
+        return values.take(low, axis)
+    if order == 3:
+        return _spline(values, axis, low, weight)
     start = values.take(low, axis)
-    if weight.any():
-        start += weight * (values.take(np.minimum(low + 1, n - 1), axis) - start)
+    start += weight * (values.take(np.minimum(low + 1, n - 1), axis) - start)
     return start
+
+
+def _spline(
+    values: NDArray[np.float32], axis: int, low: NDArray[np.intp], weight: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Evaluate along one axis the cubic spline through the values, mirrored at the first and last voxel."""
+    last = values.shape[axis] - 1
+    coefficients = ndimage.spline_filter1d(values, 3, axis, output=np.float32, mode="mirror")
+    rest = 1 - weight
+    basis = (rest**3, 4 - 3 * weight**2 * (1 + rest), 4 - 3 * rest**2 * (1 + weight), weight**3)  # times 6
+    total = np.zeros([low.size if i == axis else n for i, n in enumerate(values.shape)], dtype=np.float32)
+    for shift, share in zip((-1, 0, 1, 2), basis, strict=True):
+        mirrored = last - np.abs(last - np.abs(low + shift))  # of the whole-sample symmetric extension
+        total += share / 6 * coefficients.take(mirrored.clip(0), axis)
+    return total

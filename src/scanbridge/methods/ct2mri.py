@@ -141,7 +141,7 @@ def translator(config: Config, fitted: Fitted) -> Translator:
 
     class _CT2MRI:
         def draw(self, source: Tensor, request: Request) -> Draws:
-            tokens = _tokens(config, fitted.statistics, source, request.style)
+            tokens = style_tokens(config, fitted.statistics, source, request.style)
 
             def network(state: Tensor, y: Tensor, t: Tensor) -> Tensor:
                 output: Tensor = unet(state, y, t, None if tokens is None else tokens.to(y).expand(len(y), -1, -1))
@@ -173,7 +173,7 @@ def translator(config: Config, fitted: Fitted) -> Translator:
     return _CT2MRI()
 
 
-def _tokens(config: Config, statistics: Statistics, source: Tensor, style: str | Tensor | None) -> Tensor | None:
+def style_tokens(config: Config, statistics: Statistics, source: Tensor, style: str | Tensor | None) -> Tensor | None:
     """Give the style tokens (3, 128) that the user chose; None where the run has no style."""
     if not config.style.use:
         if style is not None:

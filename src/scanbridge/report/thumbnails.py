@@ -1,0 +1,77 @@
+"""Small pictures of a scan for a page that shows many: three planes beside each other, the foreground outlined."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy import ndimage
+
+from scanbridge.report.picture import Picture
+
+_EDGE = (125, 211, 168)
+_HEIGHT, _GAP = 150, 4  # CSS pixels; drawn twice as fine
+
+
+def thumbnail(volume: npt.NDArray[Any], foreground: npt.NDArray[np.bool_], *, alt: str) -> Picture:
+    """Draw the axial, coronal and sagittal plane through the middle of a foreground.
+
+    Parameters
+    ----------
+    volume
+        (D, H, W) in "SPL" order and [-1, 1], of cubic voxels.
+    foreground
+        (D, H, W): the picture is cropped to it, and its edge is drawn.
+    alt
+        What is shown, in words.
+    """
+    box = _box(foreground)
+    d, h, w = ((span.start + span.stop) // 2 for span in box)
+    planes = [(d, box[1], box[2]), (box[0], h, box[2]), (box[0], box[1], w)]
+    largest = max(span.stop - span.start for span in box)
+    drawn = [
+        _drawn(np.asarray(volume[at]), foreground[at], 2 * _HEIGHT / largest, upside_down=index > 0)
+        for index, at in enumerate(planes)
+    ]
+    tall = max(picture.shape[0] for picture in drawn)
+    gap = np.zeros((tall, 2 * _GAP, 3), dtype=np.uint8)
+    strip = np.concatenate([part for picture in drawn for part in (_centred(picture, tall), gap)][:-1], axis=1)
+    buffer = io.BytesIO()
+    Image.fromarray(strip).save(buffer, format="PNG", optimize=True)
+    uri = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return Picture(uri, alt, strip.shape[1] // 2, strip.shape[0] // 2)
+
+
+def _drawn(
+    plane: npt.NDArray[Any], inside: npt.NDArray[np.bool_], scale: float, *, upside_down: bool
+) -> npt.NDArray[np.uint8]:
+    """Give a plane (rows, columns) as (rows, columns, 3), enlarged by `scale`, with the edge in colour."""
+    if upside_down:  # slices run to superior, the rows of a picture run down
+        plane, inside = plane[::-1], inside[::-1]
+    size = tuple(max(1, round(n * scale)) for n in plane.shape[::-1])
+    grey = np.round((np.clip(plane, -1, 1) + 1) * 127.5).astype(np.uint8)
+    picture = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC))
+    body = np.asarray(Image.fromarray(inside.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)) > 127
+    coloured = np.repeat(picture[..., None], 3, axis=-1)
+    coloured[body & ~ndimage.binary_erosion(body)] = _EDGE
+    return coloured
+
+
+def _centred(picture: npt.NDArray[np.uint8], tall: int) -> npt.NDArray[np.uint8]:
+    """Put black above and below."""
+    above = (tall - picture.shape[0]) // 2
+    return np.pad(picture, ((above, tall - picture.shape[0] - above), (0, 0), (0, 0)))
+
+
+def _box(foreground: npt.NDArray[np.bool_], margin: int = 3) -> tuple[slice, slice, slice]:
+    """Give the box of the foreground with some air around it, or all where there is none."""
+    spans = []
+    for axis, size in enumerate(foreground.shape):
+        held = np.flatnonzero(foreground.any(axis=tuple(i for i in range(3) if i != axis)))
+        first, last = (int(held[0]), int(held[-1])) if held.size else (0, size - 1)
+        spans.append(slice(max(0, first - margin), min(size, last + margin + 1)))
+    return spans[0], spans[1], spans[2]
