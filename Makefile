@@ -2,8 +2,8 @@
 PYTHON ?= python3
 DATA ?= ../shared/data
 RUNS ?= runs
-# Where torch comes from; on a machine without a GPU the smaller build:
-#   make install TORCH_FROM="--index-url https://download.pytorch.org/whl/cpu"
+# Where torch comes from; without a GPU a build of a tenth of the size does:
+#   make install TORCH_FROM="--extra-index-url https://download.pytorch.org/whl/cpu"
 TORCH_FROM ?=
 
 BIN := .venv/bin
@@ -44,11 +44,11 @@ demo: install
 	@echo
 	@echo "Open $(DEMO)/report.html in a browser; the translated volumes are in $(DEMO)/translations."
 
-real: install data
+real: data install
 	$(BIN)/python benchmarks/leave_one_out.py $(DATA)/ms/cohort.csv --out $(RUNS)/real
 
 # The whole way over real scans in minutes: too little training for a good picture, enough to break what is broken.
-real-short: install data
+real-short: data install
 	$(SCANBRIDGE) check $(DATA)/ms/cohort.csv
 	$(SCANBRIDGE) check $(DATA)/breast/cohort.csv
 	$(SCANBRIDGE) check $(DATA)/stroke/cohort.csv
@@ -73,7 +73,7 @@ docs: install
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-bench: install data
+bench: data install
 	$(BIN)/python benchmarks/simulated_and_real.py $(DATA)/ms/cohort.csv --out docs/images/simulated-and-real.png
 
 clean:

@@ -137,7 +137,12 @@ def _table(columns: Sequence[Sequence[str]]) -> str:
     table = Table(*_HEAD)
     for cells in columns:
         table.add_row(*cells)
-    console = Console(file=io.StringIO(), width=max(80, shutil.get_terminal_size().columns))
+    console = Console(
+        file=io.StringIO(),
+        width=shutil.get_terminal_size((120, 24)).columns,
+        markup=False,  # a column may be named [b]
+        highlight=False,
+    )
     with console.capture() as drawn:
         console.print(table)
     return drawn.get().rstrip()
@@ -152,7 +157,6 @@ def _context(
 ) -> CheckContext:
     n_subjects = len({row.subject for row in cohort.rows})
     said = [
-        ("Cohort", cohort.path.name),
         ("People", str(n_subjects)),
         ("Rows", str(len(cohort.rows))),
         ("Result", _verdict(cohort, findings).partition(": ")[2]),

@@ -22,7 +22,7 @@ from scanbridge.report.figures import (
 )
 from scanbridge.report.page import ReportContext, Subject, Uncertainty, render
 from scanbridge.report.picture import Picture
-from scanbridge.report.planes import limit_of, strip
+from scanbridge.report.planes import Strip, limit_of, strip
 from scanbridge.runs.log import read_log
 
 Rows = Sequence[Mapping[str, Any]]
@@ -90,21 +90,26 @@ def _dots(judged: Sequence[Judged], summary: Rows) -> Picture:
 
 
 def _subject(each: Judged, shown: Sequence[Judged], judged: Sequence[Judged], source_name: str) -> Subject:
-    """Draw one subject of the first run; error and uncertainty bars are the same for all subjects."""
-    truth = each.truth
-    limits = [limit_of(s.prediction - s.truth.target, s.truth.regions["foreground"]) for s in shown]
+    """Draw one subject of the first run; error bars are the same for all subjects."""
     numbers = [
         (other.run, f"{psnr:.1f} dB, SSIM {_value(other, 'ssim_3d') or float('nan'):.3f}")
         for other in judged
-        if other.truth is truth and (psnr := _value(other, "psnr")) is not None
+        if other.truth is each.truth and (psnr := _value(other, "psnr")) is not None
     ]
+    limit = max(limit_of(s.prediction - s.truth.target, s.truth.regions["foreground"]) for s in shown)
+    return Subject(each.truth.row.name, _value(each, "psnr") or 0.0, draw_subject(each, source_name, limit), numbers)
+
+
+def draw_subject(each: Judged, source_name: str, error_limit: float | None = None) -> Strip:
+    """Draw a judged subject in three planes: source, prediction, truth, error and uncertainty."""
+    truth = each.truth
     to = model_grid(truth.grid, spacing=_display_spacing(truth.grid), orientation=DISPLAY)
     low = 0.0 if truth.unit == "1" else truth.scale.low
 
-    def turned(array: NDArray[Any], order: int = 1) -> NDArray[np.float32]:
-        return resample(array.astype(np.float32), truth.grid, to, order=0 if order == 0 else 1)[0]
+    def turned(array: NDArray[Any]) -> NDArray[np.float32]:
+        return resample(array.astype(np.float32), truth.grid, to)[0]
 
-    drawn = strip(
+    return strip(
         turned(truth.source),
         turned(each.prediction),
         turned(truth.target),
@@ -113,11 +118,10 @@ def _subject(each: Judged, shown: Sequence[Judged], judged: Sequence[Judged], so
         source_window=(0.0, 1.0),
         window=(low, low + truth.data_range),
         unit=truth.unit,
-        foreground=turned(truth.regions["foreground"], order=0) > 0,
+        foreground=turned(truth.regions["foreground"]) > 0.5,
         uncertainty=None if each.uncertainty is None else turned(each.uncertainty),
-        error_limit=max(limits),
+        error_limit=error_limit,
     )
-    return Subject(truth.row.name, _value(each, "psnr") or 0.0, drawn, numbers)
 
 
 def _display_spacing(grid: Grid) -> tuple[float, float, float]:

@@ -148,7 +148,8 @@ def judge_run(name: str, model: Model, truth: Truth, folder: Path, options: Opti
     judged = [judge(name, truth, prediction, scale, uncertainty)]
     if facts["made"]["estimate"]["calls"] > 1:
         first = translate_volume(model, read(source), replace(options, product="one-call"))
-        values = resample(first.data, made.grid, truth.grid, fill=scale.low)[0]
+        own = Volume(first.data, first.affine, None, "").grid
+        values = resample(first.data, own, truth.grid, fill=scale.low)[0]
         judged.append(judge(f"{name}:one-call", truth, values, scale, None))
     return judged
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,17 @@ class Model:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @classmethod
-    def open(cls, run: Path, *, device: str = "auto") -> Model:
+    def open(cls, run: Path, *, device: str = "auto", settings: Sequence[str] = ()) -> Model:
         """Open a run folder; nothing in it is executed.
+
+        Parameters
+        ----------
+        run
+            The folder.
+        device
+            auto, or a device as torch names it.
+        settings
+            ``a.b=c`` changes of the method's tables that its weights allow, for ablations: a walk, a corrector.
 
         Raises
         ------
@@ -79,7 +89,7 @@ class Model:
         path = run / "config.toml"
         if not path.is_file():
             raise UserError(f"{run} is not a run folder", "a folder made by 'scanbridge train'", "check the path")
-        shared, own = split_tree(read_tree(path))
+        shared, own = split_tree(read_tree(path, settings))
         common = validate(Common, shared, str(path))
         method = load_method(common.method)
         config = validate(method.Config, own, str(path))

@@ -21,6 +21,7 @@ from scanbridge.errors import UserError
 from scanbridge.files import read_json, sha256, write_json
 from scanbridge.methods.base import Draws, Product, Request
 from scanbridge.model import Model
+from scanbridge.runs.config import to_toml
 
 ENDINGS = (".nii.gz", ".nii")
 
@@ -254,6 +255,7 @@ def recipe(model: Model, target: str, content: str, options: Options) -> dict[st
     return {
         "source_sha256": content,
         "weights": model.weights,
+        "settings_sha256": hashlib.sha256(to_toml(model.common, model.config).encode()).hexdigest(),
         "target": target,
         "options": {k: v for k, v in vars(options).items() if k not in ("target", "style")},
         "style": options.style and (sha256(Path(options.style)) if Path(options.style).exists() else options.style),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -235,6 +236,19 @@ cache.prepare(study, study.rows[0], folder=pathlib.Path({str(tmp_path / "cache")
     assert [name for name in entries(tmp_path) if not name.startswith(".")] == []
     case = made(tmp_path)
     assert case.source.shape == case.grid.shape
+
+
+def test_what_a_killed_process_left_is_swept_away_a_day_later(tmp_path):
+    cohort_of(tmp_path)
+    old, young = (tmp_path / "cache" / f".{name}.part" for name in ("old", "young"))
+    for folder in (old, young):
+        folder.mkdir(parents=True)
+        (folder / "image-0.npy").write_bytes(b"half")
+    yesterday = time.time() - 25 * 3600
+    os.utime(old, (yesterday, yesterday))
+    made(tmp_path)
+    assert not old.exists()
+    assert young.exists(), "another process may be writing it"
 
 
 def test_a_damaged_entry_is_said(tmp_path):

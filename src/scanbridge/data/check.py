@@ -64,7 +64,7 @@ class Scan:
     def digest(self) -> str:
         """Hash of the voxels alone: the same scan packed anew, or under another header, is the same."""
         digest = hashlib.sha256(repr(self.volume.data.shape).encode())
-        digest.update(np.ascontiguousarray(self.volume.data.T))
+        digest.update(np.ascontiguousarray(self.volume.data.T).data)
         return digest.hexdigest()
 
 

@@ -21,6 +21,11 @@ class Picture:
     width: int
     height: int
 
+    @property
+    def data(self) -> bytes:
+        """The image file itself."""
+        return base64.b64decode(self.uri.partition(",")[2])
+
 
 def png(figure: Figure, alt: str, dpi: int = 130) -> Picture:
     """Encode a picture of a scan."""

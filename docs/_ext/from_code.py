@@ -1,0 +1,133 @@
+"""Two directives that write reference tables from the code itself, so that they cannot go stale.
+
+``{command} train`` lists the arguments and options of a verb; ``{settings} scanbridge.runs.config:Train`` the keys of a
+table of the configuration, with type, default and meaning.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Any, ClassVar, get_args
+
+import typer
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from scanbridge.cli import app
+
+
+def option_rows(verb: str) -> list[tuple[str, str, str]]:
+    """Give (name, default, help) of every argument and option of a verb."""
+    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    rows = []
+    for parameter in command.params:
+        if parameter.name == "help":
+            continue
+        argument = parameter.param_type_name == "argument"
+        many = " ..." if parameter.nargs == -1 else ""
+        name = parameter.name.upper() + many if argument else ", ".join(parameter.opts)
+        if not argument and not getattr(parameter, "is_flag", False):
+            name += " " + (parameter.metavar or parameter.type.name.upper())
+        default = "required" if parameter.required else "" if parameter.default is None else str(parameter.default)
+        rows.append((name, "" if default in ("False", "()") else default, getattr(parameter, "help", "") or ""))
+    return rows
+
+
+def setting_rows(table: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str, str]]:
+    """Give (key, type, default, meaning) of every key of a strict table; tables within it follow with dotted keys."""
+    rows, inner = [], []
+    for key, field in table.model_fields.items():
+        below = field.annotation
+        if isinstance(below, type) and issubclass(below, BaseModel):
+            inner += setting_rows(below, f"{prefix}{key}.")
+        else:
+            rows.append((prefix + key, _type(field), _default(field), field.description or ""))
+    return rows + inner
+
+
+def _type(field: FieldInfo) -> str:
+    choices = [a for a in get_args(field.annotation) if isinstance(a, str)]
+    if choices:
+        return ", ".join(choices)
+    text = re.sub(r"typing\.|<class '|'>", "", str(field.annotation))
+    if "Literal" in text:
+        text = re.sub(r"Literal\[(.*?)\]", lambda m: m[1].replace("'", "").replace(", ", " or "), text)
+    limits = [
+        f"{sign} {getattr(m, name)}"
+        for m in field.metadata
+        for name, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
+        if hasattr(m, name)
+    ]
+    return " ".join([text, *limits])
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    return str(field.get_default(call_default_factory=True)).replace("'", '"')
+
+
+class _Table(Directive):
+    has_content = False
+    required_arguments = 1
+    header: ClassVar[tuple[str, ...]]
+
+    def rows(self) -> Iterable[tuple[str, ...]]:
+        raise NotImplementedError
+
+    def run(self) -> list[nodes.Node]:
+        group = nodes.tgroup(cols=len(self.header))
+        group += [nodes.colspec(colwidth=1) for _ in self.header]
+        head, body = nodes.thead(), nodes.tbody()
+        head += self._row(self.header, literal=())
+        for row in self.rows():
+            body += self._row(row, literal=(0,))
+        group += [head, body]
+        table = nodes.table()
+        table += group
+        return [table]
+
+    def _row(self, cells: Iterable[str], literal: tuple[int, ...]) -> nodes.row:
+        row = nodes.row()
+        for index, text in enumerate(cells):
+            shown = nodes.literal(text, text) if index in literal else nodes.Text(text)
+            paragraph = nodes.paragraph()
+            paragraph += shown
+            entry = nodes.entry()
+            entry += paragraph
+            row += entry
+        return row
+
+
+class Command(_Table):
+    """Arguments and options of a verb."""
+
+    header = ("argument or option", "default", "meaning")
+
+    def rows(self) -> Iterable[tuple[str, ...]]:
+        """Give the table's rows."""
+        return option_rows(self.arguments[0])
+
+
+class Settings(_Table):
+    """Keys of a table of the configuration; an argument ``module:Class prefix`` puts a prefix before them."""
+
+    header = ("key", "type", "default", "meaning")
+    optional_arguments = 1
+
+    def rows(self) -> Iterable[tuple[str, ...]]:
+        """Give the table's rows."""
+        module, _, name = self.arguments[0].partition(":")
+        prefix = f"{self.arguments[1]}." if len(self.arguments) > 1 else ""
+        return setting_rows(getattr(import_module(module), name), prefix)
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Register the directives."""
+    app.add_directive("command", Command)
+    app.add_directive("settings", Settings)
+    return {"parallel_read_safe": True}

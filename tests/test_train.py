@@ -1,0 +1,240 @@
+"""Laws of training: a run killed anywhere and resumed is the one never killed; what does not fit is refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from scanbridge.methods import windows
+from scanbridge.runs.log import read_log
+from small import Strike, changed, child, copied, done, scanbridge, training
+
+FIT, CHECKPOINT = "scanbridge.fit", "scanbridge.runs.checkpoint"
+LONG = ("train.images=80", "train.checkpoint_every=16")  # 62 windows: the second epoch begins in the 16th of 20 updates
+POINTS = {
+    "before the first checkpoint": Strike(CHECKPOINT, "save_file", 1),
+    "before the first update": Strike(FIT, "_update", 1),
+    "between two checkpoints": Strike(FIT, "_update", 7),
+    "just after a checkpoint": Strike(FIT, "_update", 9),
+    "in the second epoch": Strike(FIT, "_update", 18),
+    "with a checkpoint written and not yet named": Strike(CHECKPOINT, "sha256", 3),
+    "between the tensors of a checkpoint and their facts": Strike(CHECKPOINT, "write_json", 4),
+    "between the last weights and their facts": Strike(CHECKPOINT, "write_json", 7),
+    "with the floors missing": Strike("scanbridge.train", "fit_floors", 1),
+}
+
+
+def weights(run: Path) -> bytes:
+    return (run / "stages" / "bridge" / "weights.safetensors").read_bytes()
+
+
+def logged(run: Path) -> list[tuple[int, float]]:
+    return [(line["images"], line["loss"]) for line in read_log(run / "stages" / "bridge" / "log.jsonl")]
+
+
+def newest(run: Path) -> Path:
+    folder = run / "stages" / "bridge"
+    return max(folder.glob("state-*.json"), key=lambda path: json.loads(path.read_text())["images"])
+
+
+@pytest.fixture(scope="module")
+def whole(cohort, tmp_path_factory) -> Path:
+    """A training that nothing disturbed."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    done(child(training(cohort, run, *LONG), run.parent / "log").wait())
+    return run
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_run_that_was_killed_ends_with_the_same_bits(cohort, whole, tmp_path, point):
+    arguments = training(cohort, tmp_path / "run", *LONG)
+    assert child(arguments, tmp_path / "log", strike=POINTS[point]).wait().code == -signal.SIGKILL
+    assert not (tmp_path / "run" / "done").exists()
+    done(scanbridge(*arguments))
+    assert weights(tmp_path / "run") == weights(whole)
+    assert logged(tmp_path / "run") == logged(whole)
+    assert (tmp_path / "run" / "floors.json").read_bytes() == (whole / "floors.json").read_bytes()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_asked_to_leave_saves_first(cohort, whole, tmp_path, number, status):
+    arguments = training(cohort, tmp_path / "run", *LONG)
+    left = child(arguments, tmp_path / "log", strike=Strike(FIT, "_update", 6, number)).wait()
+    assert left.code == status
+    assert "the same command goes on" in left.err
+    assert "Traceback" not in left.err
+    assert json.loads(newest(tmp_path / "run").read_text())["images"] == 24
+    done(scanbridge(*arguments))
+    assert weights(tmp_path / "run") == weights(whole)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(cohort, whole, tmp_path):
+    arguments = training(cohort, tmp_path / "run", *LONG)
+    child(arguments, tmp_path / "log", strike=POINTS["in the second epoch"]).wait()
+    state = newest(tmp_path / "run").with_suffix(".safetensors")
+    spoilt = bytearray(state.read_bytes())
+    spoilt[-1] ^= 1
+    state.write_bytes(spoilt)
+    done(scanbridge(*arguments))
+    assert weights(tmp_path / "run") == weights(whole)
+
+
+def test_a_damaged_checkpoint_is_written_over_before_the_good_one(cohort, whole, tmp_path):
+    arguments = training(cohort, tmp_path / "run", *LONG)
+    child(arguments, tmp_path / "log", strike=POINTS["in the second epoch"]).wait()
+    newest(tmp_path / "run").with_suffix(".safetensors").write_bytes(b"")
+    # one update after the fallback to 48 images, the checkpoint of 64 is killed between its tensors and its facts
+    child(arguments, tmp_path / "log", strike=Strike(CHECKPOINT, "write_json", 1)).wait()
+    first = Strike(FIT, "_update", 17)  # 64 updates of images are behind: from nothing, it would take all 17
+    assert child(arguments, tmp_path / "log", strike=first).wait().code == 0
+    assert weights(tmp_path / "run") == weights(whole)
+
+
+def test_running_a_finished_training_again_does_nothing(cohort, whole):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.name != "lock" and path.is_file()}
+    done(scanbridge(*training(cohort, whole, *LONG)))
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_second_process_on_a_run_folder_is_refused_at_once(cohort, whole, tmp_path):
+    arguments = training(cohort, tmp_path / "run", *LONG)
+    first = child(arguments, tmp_path / "log", strike=Strike(FIT, "_update", 3, signal.SIGSTOP))
+    state = Path(f"/proc/{first.process.pid}/stat")
+    while state.read_text().split()[2] != "T":
+        assert first.process.is_alive()
+        first.process.join(0.1)
+    second = scanbridge(*arguments)
+    assert second.code == 2
+    assert f"pid {first.process.pid}" in second.fault
+    os.kill(first.process.pid, signal.SIGCONT)
+    assert first.wait().code == 0
+    assert weights(tmp_path / "run") == weights(whole)
+
+
+def test_another_configuration_is_refused_and_the_difference_named(cohort, run):
+    outcome = scanbridge(*training(cohort, run, "train.learning_rate=0.5"))
+    assert outcome.code == 2
+    assert "learning_rate = 0.001" in outcome.fault
+    assert "learning_rate = 0.5" in outcome.fault
+
+
+def test_another_cohort_is_refused_and_the_difference_named(cohort, run, tmp_path):
+    other = copied(cohort.parent, tmp_path / "other") / cohort.name
+    changed(other.parent / "p2" / "p2_t1w.nii.gz", lambda data: 2 * data)
+    outcome = scanbridge(*training(other, copied(run, tmp_path / "run")))
+    assert outcome.code == 2
+    assert "cohort.json" in outcome.fault
+    assert "p2" in outcome.fault
+    assert "t1w" in outcome.fault
+
+
+def planted(monkeypatch, bad) -> None:
+    """Make the loss of some calls NaN; the first two calls are the forecast's."""
+    count, honest = itertools.count(-1), windows.masked_loss
+
+    def loss(*arguments):
+        value = honest(*arguments)
+        return value * math.nan if bad(next(count)) else value
+
+    monkeypatch.setattr(windows, "masked_loss", loss)
+
+
+def test_one_loss_that_is_not_finite_costs_the_way_back_to_the_last_checkpoint(cohort, tmp_path, monkeypatch):
+    planted(monkeypatch, lambda update: update == 4)  # 24 images in 6 updates, checkpoints at 8, 16, 24
+    done(scanbridge(*training(cohort, tmp_path / "run")))
+    assert all(v.isfinite().all() for v in load_file(tmp_path / "run/stages/bridge/weights.safetensors").values())
+    facts = json.loads(newest(tmp_path / "run").read_text())
+    assert (facts["images"], facts["updates"], facts["rollbacks"]) == (24, 6, 1)
+    assert [images for images, _ in logged(tmp_path / "run")] == [4, 8, 12, 12, 16, 20, 24]
+
+
+def test_a_training_that_does_not_converge_stops_and_keeps_the_last_good_state(cohort, tmp_path, monkeypatch):
+    planted(monkeypatch, lambda update: update >= 4)
+    outcome = scanbridge(*training(cohort, tmp_path / "run"))
+    assert outcome.code == 2
+    assert "not finite" in outcome.fault
+    assert "train.learning_rate" in outcome.fault
+    assert json.loads(newest(tmp_path / "run").read_text())["images"] == 8
+    assert not list((tmp_path / "run").rglob("weights.*"))
+
+
+@pytest.mark.parametrize("every", [4, 8])
+def test_no_state_that_blew_up_is_kept_as_good(cohort, tmp_path, every):
+    arguments = training(cohort, tmp_path / "run", "train.learning_rate=1e30", f"train.checkpoint_every={every}")
+    outcome = scanbridge(*arguments)
+    assert outcome.code == 2
+    assert "not finite" in outcome.fault
+    good = load_file(newest(tmp_path / "run").with_suffix(".safetensors"))
+    assert max(float(v.abs().max()) for k, v in good.items() if k.startswith("weights.")) < 1e6
+
+
+def test_two_processes_train_the_weights_of_one(cohort, tmp_path):
+    settings = ("train.picture_every=8", "train.weight_decay=0.0")
+    done(scanbridge(*training(cohort, tmp_path / "one", *settings)))
+    pair(training(cohort, tmp_path / "two", *settings), tmp_path, [0, 0])
+    one, two = (load_file(tmp_path / name / "stages/bridge/weights.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    fresh = load_file(tmp_path / "one/stages/bridge/state-0.safetensors")
+    moved = max(float((one[n] - fresh[f"weights.{n}"]).abs().max()) for n in one if f"weights.{n}" in fresh)
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=2e-5, msg=name)
+    assert moved > 1e-3
+    assert len(list((tmp_path / "two").rglob("*.png"))) == 3
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(cohort, tmp_path):
+    first, _ = pair(training(cohort, tmp_path / "run", "train.batch_size=3"), tmp_path, [2, 2])
+    assert "train.batch_size = 3 on 2 processes" in first.err
+    assert "Traceback" not in first.err
+
+
+def pair(arguments, folder: Path, codes: list[int]):
+    """Run two processes as torchrun would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    children = [
+        child(
+            arguments,
+            folder / f"log-{rank}",
+            environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "TORCHELASTIC_RUN_ID": "test"},
+        )
+        for rank in range(2)
+    ]
+    ends = [each.wait() for each in children]
+    assert [end.code for end in ends] == codes, "\n".join(end.err for end in ends)
+    return ends
+
+
+def test_a_run_folder_says_what_it_is(cohort, run):
+    held = json.loads((run / "cohort.json").read_text())
+    assert held["split"] == {"train": ["p1", "p2", "p3"], "val": [], "calibration": [], "test": ["p4"]}
+    assert set(held["content"]) == {"p1", "p2", "p3", "p4"}
+    assert {"python", "versions", "processors"} <= json.loads((run / "environment.json").read_text()).keys()
+    assert (run / "done").is_file()
+    assert not [path for path in run.rglob("*") if path.name.endswith((".part", ".pkl", ".pt", ".ckpt"))]
+
+
+def test_the_residual_scale_is_measured_on_val_subjects(cohort, run, tmp_path):
+    assert json.loads((run / "residual_scale.json").read_text())["origin"] == "default, no val subjects"
+    done(scanbridge(*training(cohort, tmp_path / "run", 'split.val=["p3"]')))
+    found = json.loads((tmp_path / "run" / "residual_scale.json").read_text())
+    assert found["origin"] == "1 val subjects"
+    assert 0.05 < found["value"] < 1.5
+
+
+def test_the_resolved_configuration_of_a_run_is_a_configuration(cohort, run, tmp_path):
+    again = scanbridge("train", run / "config.toml", "--cohort", cohort, "--run", tmp_path / "run", "--dry-run")
+    shown = [line for line in done(again).out.splitlines() if not line.startswith("# ")]
+    assert "\n".join(shown).strip() == (run / "config.toml").read_text().strip()
+    assert not (tmp_path / "run").exists()
