@@ -163,7 +163,7 @@ def fresh_state(stage: Stage, settings: Train, fabric: Fabric) -> State:
     """Build a stage's networks and optimiser from the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed("init", settings.seed, stage.name) % 2**32)
-        networks = stage.build()
+        networks = {name: channels_last(net) for name, net in stage.build().items()}
     networks = {name: fabric.setup_module(net) for name, net in networks.items()}
     parameters = [p for net in networks.values() for p in net.parameters()]
     optimizer = torch.optim.AdamW(
@@ -175,6 +175,11 @@ def fresh_state(stage: Stage, settings: Train, fabric: Fabric) -> State:
     state = State(networks, fabric.setup_optimizers(optimizer))
     state.average = {name: value.detach().clone() for name, value in state.weights().items()}
     return state
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """Lay a network out as convolutions are fastest, on a CPU by about a third (benchmarks/unet.py)."""
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def _update(stage: Stage, settings: Train, items: Items, state: State, fitted: Fitted, fabric: Fabric) -> float:
@@ -283,7 +288,7 @@ def forecast(
 ) -> str:
     """Run one update's worth of work without updating and say what the training will need."""
     items = items_of(stage, settings, cases, targets)
-    networks = stage.build()
+    networks = {name: channels_last(net) for name, net in stage.build().items()}
     n_parameters = sum(p.numel() for net in networks.values() for p in net.parameters())
     fitted = Fitted({n: net.to(fabric.device) for n, net in networks.items()}, statistics)
     numbers = list(range(settings.batch_size // fabric.world_size // settings.accumulate or 1))

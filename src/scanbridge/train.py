@@ -238,9 +238,10 @@ def _describe(plan: Plan, run: Path, cases: Sequence[Case]) -> None:
     }
     text = plan.text
     if (run / "config.toml").is_file():
-        if (run / "config.toml").read_text(encoding="utf-8") != text:
+        before = _resolved(run / "config.toml")
+        if before != text:
             raise UserError(
-                f"{run}/config.toml is another configuration than the one asked for{_first_difference(run, text)}",
+                f"{run}/config.toml is another configuration than the one asked for{_first_difference(before, text)}",
                 "the command that made the run",
                 "repeat that command to resume, or choose another --run",
             )
@@ -273,9 +274,15 @@ def _mean_scale(scales: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def _first_difference(run: Path, text: str) -> str:
-    old = (run / "config.toml").read_text(encoding="utf-8").splitlines()
-    for before, now in zip(old, text.splitlines(), strict=False):
+def _resolved(path: Path) -> str:
+    """Read a run's configuration as today's code resolves it: a key added since then stands at its default."""
+    shared, own = split_tree(read_tree(path))
+    common = validate(Common, shared, str(path))
+    return to_toml(common, validate(load_method(common.method).Config, own, str(path)))
+
+
+def _first_difference(old: str, text: str) -> str:
+    for before, now in zip(old.splitlines(), text.splitlines(), strict=False):
         if before != now:
             return f" ('{before.strip()}' there, '{now.strip()}' now)"
     return ""

@@ -149,7 +149,7 @@ def translate_volume(
         values = values * (scale.range / 2) if difference else scale.decode(values)
         if options.on == "model":
             return np.asarray(values, dtype=np.float32)
-        return resample(values, prepared.grid, prepared.own, fill=0.0 if difference else scale.low)[0]
+        return resample(values, prepared.grid, prepared.own, order=3, fill=0.0 if difference else scale.low)[0]
 
     style = style_of(model, target, options)
 

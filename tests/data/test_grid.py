@@ -176,18 +176,19 @@ def test_a_cubic_spline_keeps_constants_and_the_range_of_an_edge(end):
 
 @pytest.mark.parametrize("start", ["isotropic", "oblique"])
 def test_a_cubic_spline_brings_a_smooth_image_home_better_than_lines_and_without_shift(start):
-    """Sharper blobs than elsewhere here, on a coarse grid that just holds them: what lines blur, the spline keeps."""
+    """A blob just wide enough for a coarse grid; its very top, between voxels, is cut by holding the range."""
+
+    def blob(grid: Grid) -> NDArray[np.float32]:
+        centre = places(GRIDS[start]).mean(axis=(0, 1, 2)) + np.array([5, -3, 4])
+        return np.exp(-((places(grid) - centre) ** 2).sum(-1) / (2 * 7**2)).astype(np.float32)
+
     fine = GRIDS[start]
-    at, middle = places(fine), places(fine).mean(axis=(0, 1, 2))
-    image = np.exp(-((at - middle - np.array([5, -3, 4])) ** 2).sum(-1) / (2 * 7**2)).astype(np.float32)
     coarse = model_grid(fine, spacing=(4, 4, 4), orientation="SPL")
-    held = places(coarse)
-    there = np.exp(-((held - middle - np.array([5, -3, 4])) ** 2).sum(-1) / (2 * 7**2)).astype(np.float32)
-    error = {}
+    image, error = blob(fine), {}
     for order in (1, 3):
-        home, inside = resample(there, coarse, fine, order=order)
+        home, inside = resample(blob(coarse), coarse, fine, order=order)
         assert inside.all()
-        error[order] = np.abs(home - image).max()
+        error[order] = np.abs(home - image)[image < 0.8].max()
         for slope in np.gradient(image):
             assert abs(np.vdot(home - image, slope) / np.vdot(slope, slope)) < 0.01
     assert error[3] < 0.01
