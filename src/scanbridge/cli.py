@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -22,11 +22,11 @@ app = typer.Typer(
 
 Run = Annotated[Path, typer.Argument(help="A run folder made by 'train'.")]
 CohortOption = Annotated[Path, typer.Option("--cohort", help="The cohort's table (CSV), with its TOML beside it.")]
-Style = Annotated[Optional[str], typer.Option("--style", help="average, nearest, or a scan whose look to take.")]  # noqa: UP045
+Style = Annotated[str | None, typer.Option("--style", help="average, nearest, or a scan whose look to take.")]
 On = Annotated[str, typer.Option("--on", help="Grid of the metrics: target (its own) or model.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-Settings = Annotated[Optional[list[str]], typer.Option("--set", help="Change a setting: --set train.images=8000.")]  # noqa: UP045
-Cache = Annotated[Optional[Path], typer.Option("--cache", help="Where scans on the model grid are kept.")]  # noqa: UP045
+Settings = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: --set train.images=8000.")]
+Cache = Annotated[Path | None, typer.Option("--cache", help="Where scans on the model grid are kept.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -39,7 +39,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Say the versi
 @app.command()
 def check(
     cohort: Annotated[Path, typer.Argument(help="The cohort's table (CSV).")],
-    out: Annotated[Optional[Path], typer.Option("--out", help="Folder for the page with pictures.")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the page with pictures.")] = None,
 ) -> None:
     """Read every scan of a cohort once and say what is wrong, subject by subject."""
     from scanbridge.check import check_cohort
@@ -106,16 +106,15 @@ def translate(
     run: Run,
     inputs: Annotated[list[Path], typer.Argument(help="Scans in NIfTI, or a folder of them.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the results.")],
-    target: Annotated[Optional[str], typer.Option("--target", help="Which image, for a run with several.")] = None,  # noqa: UP045
-    calls: Annotated[Optional[int], typer.Option("--calls", min=1, help="Network calls a volume.")] = None,  # noqa: UP045
-    order: Annotated[Optional[int], typer.Option("--order", min=1, max=2, help="Order of the walk.")] = None,  # noqa: UP045
-    grid: Annotated[Optional[str], typer.Option("--grid", help="theta, linear, quadratic, lambda, published.")] = None,  # noqa: UP045
-    eta: Annotated[Optional[float], typer.Option("--eta", min=0, max=1, help="Stochasticity of the walk.")] = None,  # noqa: UP045
+    target: Annotated[str | None, typer.Option("--target", help="Which image, for a run with several.")] = None,
+    calls: Annotated[int | None, typer.Option("--calls", min=1, help="Network calls a volume.")] = None,
+    order: Annotated[int | None, typer.Option("--order", min=1, max=2, help="Order of the walk.")] = None,
+    grid: Annotated[str | None, typer.Option("--grid", help="theta, linear, quadratic, lambda, published.")] = None,
+    eta: Annotated[float | None, typer.Option("--eta", min=0, max=1, help="Stochasticity of the walk.")] = None,
     samples: Annotated[int, typer.Option("--samples", min=0, help="Draws to write beside the estimate.")] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the draws.")] = 0,
-    style: Annotated[
-        str | None, typer.Option("--style", help="average, nearest, or a scan whose look to take.")
-    ] = None,
+    style: Style = None,
+    foreground: Annotated[Path | None, typer.Option("--foreground", help="A mask instead of the computed one.")] = None,
     device: Device = "auto",
     shard: Annotated[str, typer.Option("--shard", help="i/n: the i-th of n parts of the inputs.")] = "1/1",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write anew what was made otherwise.")] = False,
@@ -123,7 +122,7 @@ def translate(
     """Translate scans; the results lie on the scans' own grids, finished ones are kept."""
     from scanbridge.translate import Options, translate_all
 
-    options = Options(target, samples, seed, calls, order, grid, eta, style=style)  # type: ignore[arg-type]
+    options = Options(target, samples, seed, calls, order, grid, eta, style=style, foreground=foreground)  # type: ignore[arg-type]
     with _bar("translating") as advance:
         made, kept = translate_all(
             run,
@@ -147,8 +146,8 @@ def evaluate(
     split: Annotated[
         str, typer.Option("--split", help="test, val, calibration, or external for a new cohort.")
     ] = "test",
-    translations: Annotated[Optional[Path], typer.Option("--translations", help="Judge these volumes instead.")] = None,  # noqa: UP045
-    regression: Annotated[Optional[Path], typer.Option("--regression", help="A regression run, as a floor.")] = None,  # noqa: UP045
+    translations: Annotated[Path | None, typer.Option("--translations", help="Judge these volumes instead.")] = None,
+    regression: Annotated[Path | None, typer.Option("--regression", help="A regression run, as a floor.")] = None,
     on: On = "target",
     style: Style = None,
     allow_oracle: Annotated[bool, typer.Option("--allow-oracle", help="Let --style own look at the truth.")] = False,

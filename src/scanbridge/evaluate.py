@@ -107,6 +107,7 @@ def judge_split(
             options = Options(
                 style=str(row.images[task[1]]) if style == "own" else style,
                 oracle=oracle,
+                foreground=None if (mask := table.foreground_mask(row, task[0])) is None else row.masks[mask],
                 on="source" if on == "target" else "model",
             )
             marked = f"{name} {ORACLE}" if oracle else name

@@ -19,7 +19,7 @@ from scanbridge.metrics.floors import Floors
 from scanbridge.metrics.image import measure, psnr
 from scanbridge.metrics.uncertainty import Ranking, rankings
 from scanbridge.model import Model
-from scanbridge.translate import Options, grid_of, stem, translate_file, translate_volume
+from scanbridge.translate import Options, foreground_of, grid_of, stem, translate_file, translate_volume
 
 PLANES = {"S": "axial", "I": "axial", "A": "coronal", "P": "coronal", "L": "sagittal", "R": "sagittal"}
 
@@ -117,11 +117,10 @@ def load_truth(table: Cohort, row: Row, model: Model, on: On) -> Truth:
 
 def source_foreground(table: Cohort, row: Row, source: str, volume: Volume) -> NDArray[np.bool_]:
     """Give the source's foreground on its own grid: a mask with that role if the cohort has one, else computed."""
-    for name, spec in table.masks.items():
-        if spec.role == "foreground" and name in row.masks:
-            mask = read(row.masks[name], mask=True)
-            return resample(mask.data, mask.grid, volume.grid, order=0)[0] > 0
-    return foreground(volume.data, table.images[source].kind)
+    mask = table.foreground_mask(row, source)
+    if mask is None:
+        return foreground(volume.data, table.images[source].kind)
+    return foreground_of(row.masks[mask], volume)
 
 
 def in_metric_unit(values: NDArray[Any], scale: Scale) -> Array:

@@ -28,7 +28,11 @@ ENDINGS = (".nii.gz", ".nii")
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may ask of a translation; None leaves a choice to the run."""
+    """What a user may ask of a translation; None leaves a choice to the run.
+
+    `style` is a name or a file, `foreground` a mask on the source that replaces the computed one, `on` the grid of the
+    result; `oracle` lets a style come from an image that the run set apart, for evaluation alone.
+    """
 
     target: str | None = None
     samples: int = 0
@@ -39,6 +43,7 @@ class Options:
     eta: float | None = None
     temperature: float | None = None
     style: str | None = None
+    foreground: Path | None = None
     product: Literal["estimate", "one-call"] = "estimate"
     on: Literal["source", "model"] = "source"
     oracle: bool = False
@@ -115,16 +120,22 @@ def grid_of(model: Model, volume: Volume) -> Grid:
     return model_grid(volume.grid, spacing=spacing, orientation=settings.orientation)
 
 
-def prepare_source(model: Model, volume: Volume) -> Prepared:
+def prepare_source(model: Model, volume: Volume, mask: Path | None = None) -> Prepared:
     """Bring a source volume to a run's model grid, exactly as training did."""
     spec = model.specs[model.common.task.source]
-    body = foreground(volume.data, spec.kind)
+    body = foreground(volume.data, spec.kind) if mask is None else foreground_of(mask, volume)
     scale = scale_of(spec, volume.data, body)
     grid = grid_of(model, volume)
     values, _ = resample(volume.data, volume.grid, grid, fill=scale.low)
     source = scale.encode(values).astype(np.float16).astype(np.float32)
     inside = resample(body.astype(np.float32), volume.grid, grid, order=0)[0] > 0
     return Prepared(source, inside, grid, volume.grid, hashlib.sha256(source.tobytes()).hexdigest())
+
+
+def foreground_of(mask: Path, volume: Volume) -> NDArray[np.bool_]:
+    """Read a foreground mask onto the grid of a volume."""
+    drawn = read(mask, mask=True)
+    return resample(drawn.data, drawn.grid, volume.grid, order=0)[0] > 0
 
 
 def translate_volume(
@@ -141,7 +152,7 @@ def translate_volume(
         If the volume has no foreground, or the run cannot do what is asked.
     """
     target = chosen_target(model, options.target)
-    prepared = prepare_source(model, volume)
+    prepared = prepare_source(model, volume, options.foreground)
     scale = model.scales[target]
 
     def home(array: torch.Tensor, *, difference: bool = False) -> NDArray[np.float32]:
@@ -257,7 +268,8 @@ def recipe(model: Model, target: str, content: str, options: Options) -> dict[st
         "weights": model.weights,
         "settings_sha256": hashlib.sha256(to_toml(model.common, model.config).encode()).hexdigest(),
         "target": target,
-        "options": {k: v for k, v in vars(options).items() if k not in ("target", "style")},
+        "options": {k: v for k, v in vars(options).items() if k not in ("target", "style", "foreground")},
+        "foreground": options.foreground and sha256(options.foreground),
         "style": options.style and (sha256(Path(options.style)) if Path(options.style).exists() else options.style),
         "residual_scale": model.residual_scale,
     }

@@ -115,7 +115,8 @@ def prepare(
             )
     images = list(dict.fromkeys([source, *(target for target in targets if target in row.images)]))
     files = {column: row.images[column] for column in dict.fromkeys([*images, on])}
-    files |= _foreground_mask(cohort, row, source)
+    mask = cohort.foreground_mask(row, source)
+    files |= {mask: row.masks[mask]} if mask else {}
     content = {column: sha256(file) for column, file in files.items()}
     recipe = {
         "version": _VERSION,
@@ -142,13 +143,6 @@ def _sweep(folder: Path) -> None:
         with suppress(OSError):  # another process may sweep too
             if time.time() - part.stat().st_mtime > _STALE:
                 shutil.rmtree(part, ignore_errors=True)
-
-
-def _foreground_mask(cohort: Cohort, row: Row, source: str) -> dict[str, Path]:
-    """Give the mask that replaces the computed foreground, if the row has one: the one drawn on the source first."""
-    names = [name for name, spec in cohort.masks.items() if spec.role == "foreground" and name in row.masks]
-    names.sort(key=lambda name: cohort.masks[name].on != source)
-    return {name: row.masks[name] for name in names[:1]}
 
 
 def _built(

@@ -136,6 +136,11 @@ class Cohort:
     split_column: str | None
     guessed: bool = False
 
+    def foreground_mask(self, row: Row, image: str) -> str | None:
+        """Give the mask column that replaces the computed foreground of a row: the one drawn on `image` first."""
+        names = [name for name, spec in self.masks.items() if spec.role == "foreground" and name in row.masks]
+        return min(names, key=lambda name: self.masks[name].on != image, default=None)
+
 
 def read_cohort(path: str | Path) -> Cohort:
     """Read a cohort: the table, and the TOML of the same stem beside it.

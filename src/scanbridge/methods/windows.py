@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name that the field knows)
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from scanbridge.bridge import process as processes
@@ -17,7 +17,7 @@ from scanbridge.bridge.parametrize import Prediction, decode, encode
 from scanbridge.bridge.process import Process, as_time
 from scanbridge.bridge.sample import DEFAULT_RESIDUAL_SCALE, Corrector, Grid, Start, Step, snap, time_grid, walk
 from scanbridge.bridge.volume import Lift, Overlap, Windows
-from scanbridge.errors import UserError
+from scanbridge.errors import UserError, nearest
 from scanbridge.methods.base import Draws, Request
 from scanbridge.nets.unet import UNet, UNetConfig
 from scanbridge.strict import Strict
@@ -77,7 +77,13 @@ class Walk(Strict):
         changes = {name: value for name, value in asked.items() if value is not None}
         if request.product == "one-call":
             changes |= {"calls": 1, "grid": "published" if self.grid == "published" else "linear", "order": 1}
-        return self.model_validate({**self.model_dump(), **changes})
+        try:
+            return self.model_validate({**self.model_dump(), **changes})
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            key, value = str(wrong["loc"][0]), wrong["input"]
+            hint = nearest(str(value), get_args(Grid)) if key == "grid" else ""
+            raise UserError(f"{key} = {value}", wrong["msg"].removeprefix("Input should be "), hint) from None
 
     @property
     def spreads(self) -> bool:

@@ -13,7 +13,8 @@ from scipy import ndimage
 
 from scanbridge.report.picture import Picture
 
-_EDGE = (125, 211, 168)
+_EDGE = 255  # the last of 256 colours; the others are greys
+_COLOURS = [*(level for grey in range(_EDGE) for level in (grey, grey, grey)), 125, 211, 168]
 _HEIGHT, _GAP = 150, 4  # CSS pixels; drawn twice as fine
 
 
@@ -38,10 +39,12 @@ def thumbnail(volume: npt.NDArray[Any], foreground: npt.NDArray[np.bool_], *, al
         for index, at in enumerate(planes)
     ]
     tall = max(picture.shape[0] for picture in drawn)
-    gap = np.zeros((tall, 2 * _GAP, 3), dtype=np.uint8)
+    gap = np.zeros((tall, 2 * _GAP), dtype=np.uint8)
     strip = np.concatenate([part for picture in drawn for part in (_centred(picture, tall), gap)][:-1], axis=1)
     buffer = io.BytesIO()
-    Image.fromarray(strip).save(buffer, format="PNG", optimize=True)
+    image = Image.fromarray(strip)
+    image.putpalette(_COLOURS)
+    image.save(buffer, format="PNG", optimize=True)
     uri = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     return Picture(uri, alt, strip.shape[1] // 2, strip.shape[0] // 2)
 
@@ -49,22 +52,22 @@ def thumbnail(volume: npt.NDArray[Any], foreground: npt.NDArray[np.bool_], *, al
 def _drawn(
     plane: npt.NDArray[Any], inside: npt.NDArray[np.bool_], scale: float, *, upside_down: bool
 ) -> npt.NDArray[np.uint8]:
-    """Give a plane (rows, columns) as (rows, columns, 3), enlarged by `scale`, with the edge in colour."""
+    """Give a plane (rows, columns) as colours, enlarged by `scale`, with the edge of the foreground."""
     if upside_down:  # slices run to superior, the rows of a picture run down
         plane, inside = plane[::-1], inside[::-1]
     size = tuple(max(1, round(n * scale)) for n in plane.shape[::-1])
-    grey = np.round((np.clip(plane, -1, 1) + 1) * 127.5).astype(np.uint8)
-    picture = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC))
+    grey = np.round((np.clip(plane, -1, 1) + 1) * ((_EDGE - 1) / 2)).astype(np.uint8)
+    picture = np.array(Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC))
     body = np.asarray(Image.fromarray(inside.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)) > 127
-    coloured = np.repeat(picture[..., None], 3, axis=-1)
-    coloured[body & ~ndimage.binary_erosion(body)] = _EDGE
-    return coloured
+    picture[picture == _EDGE] = _EDGE - 1  # bicubic overshoot
+    picture[body & ~ndimage.binary_erosion(body)] = _EDGE
+    return picture
 
 
 def _centred(picture: npt.NDArray[np.uint8], tall: int) -> npt.NDArray[np.uint8]:
     """Put black above and below."""
     above = (tall - picture.shape[0]) // 2
-    return np.pad(picture, ((above, tall - picture.shape[0] - above), (0, 0), (0, 0)))
+    return np.pad(picture, ((above, tall - picture.shape[0] - above), (0, 0)))
 
 
 def _box(foreground: npt.NDArray[np.bool_], margin: int = 3) -> tuple[slice, slice, slice]:
