@@ -1,7 +1,9 @@
 """Settings of the documentation; built by ``make docs``, where every warning is an error."""
 
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
@@ -9,7 +11,7 @@ from scanbridge import __version__
 
 project = "scanbridge"
 author = "scanbridge maintainers"
-copyright = author
+project_copyright = author
 version = release = __version__
 
 extensions = [
@@ -36,3 +38,17 @@ napoleon_use_rtype = False
 html_theme = "furo"
 html_title = f"scanbridge {version}"
 html_static_path: list[str] = []
+
+
+def plain(*event: Any) -> None:
+    """Let docstrings write |x| and (B, *shape) as mathematics does: outside ``code`` neither is markup."""
+    lines: list[str] = event[-1]
+    for i, line in enumerate(lines):
+        parts = re.split(r"(``.*?``)", line)
+        parts[::2] = [re.sub(r"\*(?=\w+\))", r"\\*", part.replace("|", r"\|")) for part in parts[::2]]
+        lines[i] = "".join(parts)
+
+
+def setup(app: Any) -> None:
+    """Connect the above, before napoleon reads the docstrings."""
+    app.connect("autodoc-process-docstring", plain, priority=400)

@@ -54,9 +54,11 @@ FAULTS = [
     Fault("walk: temperature ignored", "sample", "u + temperature * noise(0)", "u + noise(0)", "sample"),
     Fault("walk: source start forgets its u", "sample", "u + (1 - b) / c * source,", "u,", "sample"),
     Fault("mean_path: DDIM in its place", "sample", "float(law.state) * x", "float(law.state) ** 0.5 * x", "sample"),
-    Fault("order 2: history stays the first", "sample", "history = (kappa,", "history = history or (kappa,", "orders"),
+    Fault(
+        "order 2: history stays the first", "sample", "history = (kappa,", "history = history or (kappa,", "corrector"
+    ),
     Fault("order 2: sign of w", "sample", "- root) / sd**2 - w *", "- root) / sd**2 + w *", "orders"),
-    Fault("order 2: no limit at the target", "sample", "(1 / sd - w) * slope", "0 * slope", "orders"),
+    Fault("order 2: no limit at the target", "sample", "(1 / sd - w) * slope", "0 * slope", "corrector"),
     Fault("score: divided by c", "sample", "b * source) / c**2", "b * source) / c", "corrector"),
     Fault("corrector: at the old time", "sample", "corrector(x, s, denoise)", "corrector(x, t, denoise)", "corrector"),
     Fault("corrector: u not renewed", "sample", "u = _coordinate(process, s, x, source)", "pass", "corrector"),

@@ -31,6 +31,7 @@ TINY = (
     "network.channels=8",
     "network.multipliers=[1,2]",
     "network.head_channels=8",
+    "network.groups=4",
     "train.images=24",
     "train.batch_size=4",
     "train.warmup=0",

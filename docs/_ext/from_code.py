@@ -9,32 +9,43 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from importlib import import_module
-from typing import Any, ClassVar, get_args
+from inspect import signature
+from pathlib import Path
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
-import typer
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from typer.models import OptionInfo
 
 from scanbridge.cli import app
 
 
 def option_rows(verb: str) -> list[tuple[str, str, str]]:
-    """Give (name, default, help) of every argument and option of a verb."""
-    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    """Give (name, default, help) of every argument and option of a verb, in the order of its signature."""
+    functions = {c.callback.__name__: c.callback for c in app.registered_commands if c.callback}
+    hints = get_type_hints(functions[verb], include_extras=True)
     rows = []
-    for parameter in command.params:
-        if parameter.name == "help":
-            continue
-        argument = parameter.param_type_name == "argument"
-        many = " ..." if parameter.nargs == -1 else ""
-        name = parameter.name.upper() + many if argument else ", ".join(parameter.opts)
-        if not argument and not getattr(parameter, "is_flag", False):
-            name += " " + (parameter.metavar or parameter.type.name.upper())
-        default = "required" if parameter.required else "" if parameter.default is None else str(parameter.default)
-        rows.append((name, "" if default in ("False", "()") else default, getattr(parameter, "help", "") or ""))
+    for name, parameter in signature(functions[verb]).parameters.items():
+        kind, info = get_args(hints[name])[:2]
+        if isinstance(info, OptionInfo):
+            # within Annotated, typer keeps the first name of an option where a default would stand
+            words = [d for d in (info.default, *(info.param_decls or ())) if isinstance(d, str)] + [_word(kind)]
+        else:
+            words = [name.upper(), "..." if get_origin(kind) is list else ""]
+        default = "required" if parameter.default is parameter.empty else parameter.default
+        rows.append((" ".join(filter(None, words)), "" if default in (None, False) else str(default), info.help or ""))
     return rows
+
+
+def _word(kind: Any) -> str:
+    """Give what follows an option on the command line."""
+    inner = [k for k in (kind, *get_args(kind), *(a for k in get_args(kind) for a in get_args(k))) if k in _WORDS]
+    return _WORDS[inner[0]] if inner else "TEXT"
+
+
+_WORDS = {Path: "PATH", int: "N", float: "X", str: "TEXT", bool: ""}
 
 
 def setting_rows(table: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str, str]]:

@@ -118,7 +118,7 @@ def _described(column: str, facts: Sequence[Facts]) -> list[str]:
         str(len(facts)),
         _ranges([f.grid.spacing for f in facts], ".3g"),
         _ranges([f.grid.shape for f in facts], "d"),
-        *(f"{np.median(values):.3g}" for values in zip(*(f.percentiles for f in facts), strict=True)),
+        *(f"{np.median(values):.4g}" for values in zip(*(f.percentiles for f in facts), strict=True)),
         _range([f.foreground for f in facts], ".0f"),
     ]
 

@@ -45,7 +45,7 @@ def check(
     from scanbridge.check import check_cohort
 
     findings = check_cohort(cohort, out, say=print)
-    if findings:
+    if any(finding.level == "error" for finding in findings):
         raise typer.Exit(2)
 
 

@@ -85,11 +85,11 @@ def test_the_mixture_has_the_spread_that_the_tables_are_in() -> None:
 
 @pytest.mark.parametrize("process", NOISY, ids=lambda process: process.name)
 @every_toy
-@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("order", [2, 1])
 def test_every_walk_has_its_order_inside_the_path(
     toy: type[Gaussian | Mixture], sd: float, process: Process, order: Order
 ) -> None:
-    calls = [32, 64, 128, 256]
+    calls = [64, 128, 256]
     errors = [interior_error(toy, process, n, order, 1.5 * sd) for n in calls]
     assert abs(order_of(calls, errors) - order) < 0.1
 

@@ -164,7 +164,8 @@ def pair_faults(name: str, first: Volume, second: Volume) -> list[Fault]:
     faults: list[Fault] = []
     coarser = max(*first.grid.spacing, *second.grid.spacing)
     if found.distance > max(_FAR, _COARSE * coarser) and found.shifted > _GAIN * found.information:
-        steps = ", ".join(f"{mm:+.0f} {way}" for mm, way in zip(found.shift, "RAS", strict=True))
+        ways = zip(found.shift, ("LR", "PA", "IS"), strict=True)
+        steps = ", ".join(f"{abs(mm):.0f} to {way[mm > 0]}" for mm, way in ways if abs(mm) >= 1)
         what = (
             f"is shifted against {name}: moved by {found.distance:.0f} mm ({steps}) it fits better "
             f"(mutual information {found.shifted:.3f} instead of {found.information:.3f})"
