@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import cache
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -35,7 +36,8 @@ def option_rows(verb: str) -> list[tuple[str, str, str]]:
         else:
             words = [name.upper(), "..." if get_origin(kind) is list else ""]
         default = "required" if parameter.default is parameter.empty else parameter.default
-        rows.append((" ".join(filter(None, words)), "" if default in (None, False) else str(default), info.help or ""))
+        shown = "" if default is None or default is False else str(default)
+        rows.append((" ".join(filter(None, words)), shown, info.help or ""))
     return rows
 
 
@@ -45,6 +47,7 @@ def _word(kind: Any) -> str:
     return _WORDS[inner[0]] if inner else "TEXT"
 
 
+PRESETS = Path(__file__).resolve().parents[2] / "configs"
 _WORDS = {Path: "PATH", int: "N", float: "X", str: "TEXT", bool: ""}
 
 
@@ -56,8 +59,23 @@ def setting_rows(table: type[BaseModel], prefix: str = "") -> list[tuple[str, st
         if isinstance(below, type) and issubclass(below, BaseModel):
             inner += setting_rows(below, f"{prefix}{key}.")
         else:
-            rows.append((prefix + key, _type(field), _default(field), field.description or ""))
+            meaning = field.description or _comments().get(prefix + key, "")
+            rows.append((prefix + key, _type(field), _default(field), meaning))
     return rows + inner
+
+
+@cache
+def _comments() -> dict[str, str]:
+    """Give the comments of the keys in the small presets, for keys that have no description of their own."""
+    found: dict[str, str] = {}
+    for preset in sorted(PRESETS.glob("*-small.toml")):
+        table = ""
+        for line in preset.read_text(encoding="utf-8").splitlines():
+            if head := re.match(r"\[([\w.]+)\]", line):
+                table = f"{head[1]}."
+            elif key := re.match(r"(\w+) *=.*?\s# (.+)", line):
+                found.setdefault(table + key[1], key[2])
+    return found
 
 
 def _type(field: FieldInfo) -> str:
