@@ -27,7 +27,7 @@ from scanbridge.files import write_json, write_text
 from scanbridge.methods.base import Request
 from scanbridge.metrics.image import psnr, ssim_map
 from scanbridge.model import Model
-from scanbridge.train import plan_run, prepare_rows
+from scanbridge.plan import plan_run, prepare_rows
 
 CALLS = (1, 2, 4, 8, 16, 50, 100)
 REFERENCE = 200

@@ -34,7 +34,7 @@ from scanbridge.methods.ct2mri import langevin, style_tokens
 from scanbridge.methods.windows import bridge_denoiser
 from scanbridge.metrics.image import psnr
 from scanbridge.model import Model
-from scanbridge.train import plan_run, prepare_rows
+from scanbridge.plan import plan_run, prepare_rows
 from unet import explicit
 
 

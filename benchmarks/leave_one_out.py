@@ -19,7 +19,8 @@ from scanbridge.evaluate import judge_split, write_evaluation
 from scanbridge.evaluation_page import draw_subject
 from scanbridge.files import write_json, write_text
 from scanbridge.model import Model
-from scanbridge.train import plan_run, train_run
+from scanbridge.plan import plan_run
+from scanbridge.train import train_run
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 ISTA = ["estimate.calls=50", "correction.corrections=1"]

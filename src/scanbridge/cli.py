@@ -78,7 +78,8 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the resolved configuration and the plan.")] = False,
 ) -> None:
     """Train a model on a cohort; killed anywhere, the same command goes on."""
-    from scanbridge.train import plan_run, train_run
+    from scanbridge.plan import plan_run
+    from scanbridge.train import train_run
 
     plan = plan_run(config, cohort, settings or ())
     if dry_run:

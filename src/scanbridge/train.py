@@ -5,106 +5,28 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from pydantic import BaseModel
 from torch import Tensor
 
 from scanbridge.bridge.sample import DEFAULT_RESIDUAL_SCALE
-from scanbridge.data.cache import Case, prepare
-from scanbridge.data.cohort import Cohort, Row, read_cohort
-from scanbridge.data.split import choose_split
-from scanbridge.errors import UserError, nearest
+from scanbridge.data.cache import Case
+from scanbridge.errors import UserError
 from scanbridge.files import read_json, sha256, write_json, write_text
 from scanbridge.fit import Progress, forecast, train_stage
-from scanbridge.methods.base import Fitted, Request, TrainingCase, load_method
+from scanbridge.methods.base import Fitted, Request, TrainingCase
 from scanbridge.metrics.floors import fit_floors
 from scanbridge.model import Model
+from scanbridge.plan import Plan, prepare_rows, resolved
 from scanbridge.runs.checkpoint import environment
-from scanbridge.runs.config import Common, Train, read_tree, split_tree, to_toml, validate
+from scanbridge.runs.config import Train
 from scanbridge.runs.lock import locked
 from scanbridge.runs.pictures import save_strip
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A resolved run: its tables, its method, its cohort and who is in which part."""
-
-    common: Common
-    method: ModuleType
-    config: BaseModel
-    cohort: Cohort
-    split: dict[str, tuple[str, ...]]
-
-    def rows(self, part: str) -> list[Row]:
-        """Give the rows of a part of the split that have the source and at least one target."""
-        wanted = set(self.split[part])
-        task = self.common.task
-        return [
-            row
-            for row in self.cohort.rows
-            if row.subject in wanted and task.source in row.images and any(t in row.images for t in task.targets)
-        ]
-
-    @property
-    def summary(self) -> str:
-        """The plan in one line."""
-        task, train = self.common.task, self.common.train
-        people = ", ".join(f"{len(subjects)} {part}" for part, subjects in self.split.items() if subjects)
-        return (
-            f"{self.common.method}: {task.source} -> {', '.join(task.targets)}; subjects: {people}; "
-            f"{train.images:,} images in batches of {train.batch_size}"
-        )
-
-    @property
-    def text(self) -> str:
-        """The resolved configuration as TOML."""
-        return to_toml(self.common, self.config)
-
-
-def plan_run(config: Path, cohort: Path, settings: Sequence[str] = ()) -> Plan:
-    """Read and validate everything that a run depends on; nothing is written."""
-    shared, own = split_tree(read_tree(config, settings))
-    method = load_method(str(shared.get("method", "")))
-    names = list(method.Config.model_fields)
-    unknown = [key for key in own if key not in names]
-    common = validate(Common, {**shared, **{key: own[key] for key in unknown}}, str(config), extra=names)
-    table = read_cohort(cohort)
-    split = choose_split(table, **common.split.model_dump())
-    plan = Plan(common, method, validate(method.Config, own, str(config)), table, split)
-    plan.method.stages(plan.config, common.task.targets)
-    for column in (common.task.source, *common.task.targets):
-        if column not in table.images:
-            raise UserError(f"{cohort} has no image '{column}'", "", nearest(column, table.images))
-    if not plan.rows("train"):
-        raise UserError(
-            f"{cohort}: no subject is left to train on", "subjects with source and target", "check [split] and [task]"
-        )
-    return plan
-
-
-def prepare_rows(plan: Plan, rows: Sequence[Row], cache: Path) -> list[Case]:
-    """Bring rows of the cohort to the model grid."""
-    grid, task = plan.common.grid, plan.common.task
-    return [
-        prepare(
-            plan.cohort,
-            row,
-            source=task.source,
-            targets=task.targets,
-            spacing=(grid.spacing[0], grid.spacing[1], grid.spacing[2]),
-            orientation=grid.orientation,
-            on=task.source if grid.on == "source" else grid.on,
-            folder=cache,
-        )
-        for row in rows
-    ]
 
 
 def train_run(
@@ -238,7 +160,7 @@ def _describe(plan: Plan, run: Path, cases: Sequence[Case]) -> None:
     }
     text = plan.text
     if (run / "config.toml").is_file():
-        before = _resolved(run / "config.toml")
+        before = resolved(run / "config.toml")
         if before != text:
             raise UserError(
                 f"{run}/config.toml is another configuration than the one asked for{_first_difference(before, text)}",
@@ -272,13 +194,6 @@ def _mean_scale(scales: Sequence[Any]) -> dict[str, Any]:
         "high": float(np.mean([s.high for s in scales])),
         "unit": scales[0].unit,
     }
-
-
-def _resolved(path: Path) -> str:
-    """Read a run's configuration as today's code resolves it: a key added since then stands at its default."""
-    shared, own = split_tree(read_tree(path))
-    common = validate(Common, shared, str(path))
-    return to_toml(common, validate(load_method(common.method).Config, own, str(path)))
 
 
 def _first_difference(old: str, text: str) -> str:
