@@ -35,13 +35,14 @@ ALLOWED: dict[str, set[str]] = {
     "data": FOUNDATION,
     "runs": FOUNDATION,
     "methods": {"errors", "strict", "bridge", "nets"},
+    "plan": ENGINE,
     "fit": ENGINE,
     "model": ENGINE,
-    "train": {*ENGINE, "fit", "model", "metrics.floors"},
+    "train": {*ENGINE, "plan", "fit", "model", "metrics.floors"},
     "translate": {*ENGINE, "model"},
     "api": {"data", "model", "translate"},
     "report": {"errors", "metrics"},  # tables and arrays in, a page out
-    "cli": {*VERBS, "train", "translate", "errors", "files", "methods"},
+    "cli": {*VERBS, "plan", "train", "translate", "errors", "files", "methods"},
 }
 ALLOWED |= {verb: {*ENGINE, *VERBS, "fit", "model", "train", "translate", "metrics", "report"} for verb in VERBS}
 
