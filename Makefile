@@ -45,7 +45,7 @@ demo: install
 	@echo "Open $(DEMO)/report.html in a browser; the translated volumes are in $(DEMO)/translations."
 
 real: data install
-	$(BIN)/python benchmarks/leave_one_out.py $(DATA)/ms/cohort.csv --out $(RUNS)/real
+	$(BIN)/python benchmarks/leave_one_out.py --cohort $(DATA)/ms/cohort.csv --runs $(RUNS)/real
 
 # The whole way over real scans in minutes: too little training for a good picture, enough to break what is broken.
 real-short: data install
@@ -73,8 +73,14 @@ docs: install
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-bench: data install
-	$(BIN)/python benchmarks/simulated_and_real.py $(DATA)/ms/cohort.csv --out docs/images/simulated-and-real.png
+bench: real
+	$(BIN)/python benchmarks/unet.py
+	$(BIN)/python benchmarks/cache.py --cohort $(DATA)/ms/cohort.csv --out benchmarks/results
+	$(BIN)/python benchmarks/calls.py $(RUNS)/real/*/ct2mri-small --cohort $(DATA)/ms/cohort.csv \
+	    --cache $(RUNS)/real/cache --out benchmarks/results
+	$(BIN)/python benchmarks/ista.py $(RUNS)/real/sub-07/ct2mri-small --cohort $(DATA)/ms/cohort.csv \
+	    --cache $(RUNS)/real/cache --out benchmarks/results
+	$(BIN)/python benchmarks/simulated_and_real.py $(DATA)/ms/cohort.csv
 
 clean:
 	rm -rf docs/_build dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -111,7 +111,8 @@ def judge_split(
                 on="source" if on == "target" else "model",
             )
             marked = f"{name} {ORACLE}" if oracle else name
-            judged += judge_run(marked, model, truth, translations or out / "translations" / marked, options)
+            folder = translations or out / ("translations" if on == "target" else "translations-model-grid") / marked
+            judged += judge_run(marked, model, truth, folder, options)
         judged += judge_floors(floors, truth)
         on_progress(index + 1, len(rows), row.name)
     return judged
