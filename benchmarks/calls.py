@@ -86,9 +86,12 @@ def measure_case(model: Model, case, n_slices: int, calls) -> list[dict[str, obj
         draws = model.draw(source, body, request)
         return (draws.volumes[0].numpy() + 1) / 2, time.perf_counter() - start, draws.calls
 
+    references = {
+        p: run(row, REFERENCE)[0] for p, row in (("estimate", "mean_path, theta"), ("draw", "order 2, theta"))
+    }
     lines = []
     for row, (product, _, _) in ROWS.items():
-        best, _, _ = run("mean_path, theta" if product == "estimate" else "order 2, theta", REFERENCE)
+        best = references[product]
         for n in calls:
             made, seconds, really = run(row, n)
             similarity = ssim_map(made, truth, data_range=1.0)
