@@ -15,7 +15,7 @@ from scanbridge.bridge import process as processes
 from scanbridge.bridge.noise import ItemNoise, NoiseSource
 from scanbridge.bridge.parametrize import Prediction, decode, encode
 from scanbridge.bridge.process import Process, as_time
-from scanbridge.bridge.sample import DEFAULT_RESIDUAL_SCALE, Corrector, Grid, Start, Step, snap, time_grid, walk
+from scanbridge.bridge.sample import DEFAULT_RESIDUAL_SCALE, Corrector, Grid, Start, snap, time_grid, walk
 from scanbridge.bridge.volume import Lift, Overlap, Windows
 from scanbridge.errors import UserError, nearest
 from scanbridge.methods.base import Draws, Request
@@ -243,13 +243,15 @@ def draw_volumes(
     if bridge.times == "published" and process.steps is not None:
         times = snap(times, process.steps)
     form = (_Aligned if coprediction else _Separate)(denoise, settings, radius, source)
-    seen = _Counter(request.on_call)
+    counted = _Counted(form.denoise)
+    on_call = request.on_call
+    on_step = None if on_call is None else lambda step: on_call(step.call, step.calls)
     moments = Moments()
     volumes = []
     for k in range(request.samples):
         noise = NoiseSource(request.seed, request.subject, draw=k)
         state = walk(
-            form.denoise,
+            counted,
             process,
             form.source,
             times,
@@ -261,13 +263,18 @@ def draw_volumes(
             start=settings.start,
             residual_scale=residual_scale,
             corrector=None if corrector is None else corrector(form.source),
-            on_step=seen,
+            on_step=on_step,
         )
         volume, disagreement = form.finish(state)
         volumes.append(volume)
         moments.add(volume)
     facts = {"walk": settings.model_dump(), "times": times.tolist()}
-    return Draws(torch.stack(volumes), moments.sd if request.samples > 1 else disagreement, seen.calls, facts)
+    return Draws(
+        torch.stack(volumes),
+        moments.sd if request.samples > 1 else disagreement,
+        counted.calls // request.samples,
+        facts,
+    )
 
 
 class _Aligned:
@@ -320,17 +327,16 @@ class _Separate:
         return state[:, 0, self._radius], overlap.spread[0]
 
 
-class _Counter:
-    """Counts the calls really made and passes them on."""
+class _Counted:
+    """A denoiser that counts its calls: the corrector's too, which no node of the walk shows."""
 
-    def __init__(self, on_call: Callable[[int, int], None] | None) -> None:
-        self._on_call = on_call
+    def __init__(self, denoise: Callable[[Tensor, float], Tensor]) -> None:
+        self._denoise = denoise
         self.calls = 0
 
-    def __call__(self, step: Step) -> None:
-        self.calls = step.call
-        if self._on_call is not None:
-            self._on_call(step.call, step.calls)
+    def __call__(self, state: Tensor, t: float) -> Tensor:
+        self.calls += 1
+        return self._denoise(state, t)
 
 
 class Moments:
