@@ -203,6 +203,7 @@ def _called(arguments: list[str], log: str, strike: Strike | None, environment: 
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that started us beside itself has it ignored
     if strike is not None:
         _arm(strike)
     sys.argv = ["scanbridge", *arguments]

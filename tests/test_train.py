@@ -8,15 +8,15 @@ import math
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from scanbridge.methods import windows
 from scanbridge.runs.log import read_log
-from small import Strike, changed, child, copied, done, scanbridge, training
+from small import Outcome, Strike, changed, child, copied, done, scanbridge, training
 
 FIT, CHECKPOINT = "scanbridge.fit", "scanbridge.runs.checkpoint"
 LONG = ("train.images=80", "train.checkpoint_every=16")  # 62 windows: the second epoch begins in the 16th of 20 updates
@@ -92,10 +92,10 @@ def test_a_damaged_checkpoint_is_written_over_before_the_good_one(cohort, whole,
     arguments = training(cohort, tmp_path / "run", *LONG)
     child(arguments, tmp_path / "log", strike=POINTS["in the second epoch"]).wait()
     newest(tmp_path / "run").with_suffix(".safetensors").write_bytes(b"")
-    # one update after the fallback to 48 images, the checkpoint of 64 is killed between its tensors and its facts
+    # the state of 48 images goes on to 64; there a kill falls between the tensors and their facts
     child(arguments, tmp_path / "log", strike=Strike(CHECKPOINT, "write_json", 1)).wait()
-    first = Strike(FIT, "_update", 17)  # 64 updates of images are behind: from nothing, it would take all 17
-    assert child(arguments, tmp_path / "log", strike=first).wait().code == 0
+    # from 48 images it takes 8 updates, from nothing it would take 20
+    assert child(arguments, tmp_path / "log", strike=Strike(FIT, "_update", 9)).wait().code == 0
     assert weights(tmp_path / "run") == weights(whole)
 
 
@@ -167,10 +167,22 @@ def test_a_training_that_does_not_converge_stops_and_keeps_the_last_good_state(c
     assert not list((tmp_path / "run").rglob("weights.*"))
 
 
-@pytest.mark.parametrize("every", [4, 8])
-def test_no_state_that_blew_up_is_kept_as_good(cohort, tmp_path, every):
-    arguments = training(cohort, tmp_path / "run", "train.learning_rate=1e30", f"train.checkpoint_every={every}")
-    outcome = scanbridge(*arguments)
+def test_an_update_of_a_gradient_that_is_not_finite_is_not_made(cohort, tmp_path, monkeypatch):
+    count, honest = itertools.count(-1), windows.masked_loss
+
+    def steep(output, *others):
+        value = honest(output, *others)
+        return value + (0 * output).sum().sqrt() if next(count) == 4 else value  # worth 0, of slope 0 * infinity
+
+    monkeypatch.setattr(windows, "masked_loss", steep)
+    done(scanbridge(*training(cohort, tmp_path / "run", "train.checkpoint_every=4")))
+    facts = json.loads(newest(tmp_path / "run").read_text())
+    assert (facts["images"], facts["updates"], facts["rollbacks"]) == (24, 6, 1)
+    assert all(v.isfinite().all() for v in load_file(newest(tmp_path / "run").with_suffix(".safetensors")).values())
+
+
+def test_weights_that_blew_up_are_not_kept(cohort, tmp_path):
+    outcome = scanbridge(*training(cohort, tmp_path / "run", "train.learning_rate=1e30"))
     assert outcome.code == 2
     assert "not finite" in outcome.fault
     good = load_file(newest(tmp_path / "run").with_suffix(".safetensors"))
@@ -181,13 +193,10 @@ def test_two_processes_train_the_weights_of_one(cohort, tmp_path):
     settings = ("train.picture_every=8", "train.weight_decay=0.0")
     done(scanbridge(*training(cohort, tmp_path / "one", *settings)))
     pair(training(cohort, tmp_path / "two", *settings), tmp_path, [0, 0])
-    one, two = (load_file(tmp_path / name / "stages/bridge/weights.safetensors") for name in ("one", "two"))
+    one, two = (load_file(newest(tmp_path / name).with_suffix(".safetensors")) for name in ("one", "two"))
     assert one.keys() == two.keys()
-    fresh = load_file(tmp_path / "one/stages/bridge/state-0.safetensors")
-    moved = max(float((one[n] - fresh[f"weights.{n}"]).abs().max()) for n in one if f"weights.{n}" in fresh)
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=2e-5, msg=name)
-    assert moved > 1e-3
+    apart = max(float((one[name] - two[name]).abs().max()) for name in one if name.startswith("weights."))
+    assert apart < 1e-2 * 1e-3  # a hundredth of one update of Adam
     assert len(list((tmp_path / "two").rglob("*.png"))) == 3
 
 
@@ -197,7 +206,13 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(cohort, tmp_path):
     assert "Traceback" not in first.err
 
 
-def pair(arguments, folder: Path, codes: list[int]):
+def test_two_processes_leave_together_when_one_is_asked_to(cohort, tmp_path):
+    arguments = training(cohort, tmp_path / "run")
+    pair(arguments, tmp_path, [143, 143], [None, Strike(FIT, "_update", 3, signal.SIGTERM)])
+    assert json.loads(newest(tmp_path / "run").read_text())["images"] == 12
+
+
+def pair(arguments, folder: Path, codes: list[int], strikes: Sequence[Strike | None] = (None, None)) -> list[Outcome]:
     """Run two processes as torchrun would start them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -207,6 +222,7 @@ def pair(arguments, folder: Path, codes: list[int]):
         child(
             arguments,
             folder / f"log-{rank}",
+            strike=strikes[rank],
             environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "TORCHELASTIC_RUN_ID": "test"},
         )
         for rank in range(2)

@@ -102,14 +102,17 @@ def test_where_the_patient_lies_in_the_scanner_changes_no_value(run, translated,
     np.testing.assert_array_equal(read(tmp_path / "turned_t1w.nii.gz").data, read(translated / "new0_t1w.nii.gz").data)
 
 
-def test_padding_by_whole_voxels_of_the_model_grid_changes_no_value(run, translated, tmp_path):
-    widths = [(1, 3), (2, 0), (4, 1)]
+def test_padding_by_whole_voxels_of_the_model_grid_changes_no_value(run, tmp_path):
+    roomy, widths = np.pad(brain(20)["flair"], 5), [(1, 3), (2, 0), (4, 1)]
     moved = RAS.copy()
     moved[:3, 3] -= [2 * before for before, _ in widths]
-    write(tmp_path / "padded.nii.gz", np.pad(brain(20)["flair"], widths), moved)
-    done(scanbridge("translate", run, tmp_path / "padded.nii.gz", "--out", tmp_path, *DEVICE))
+    write(tmp_path / "roomy.nii.gz", roomy, RAS)
+    write(tmp_path / "padded.nii.gz", np.pad(roomy, widths), moved)
+    done(
+        scanbridge("translate", run, tmp_path / "roomy.nii.gz", tmp_path / "padded.nii.gz", "--out", tmp_path, *DEVICE)
+    )
     made = read(tmp_path / "padded_t1w.nii.gz").data[1:-3, 2:, 4:-1]
-    np.testing.assert_allclose(made, read(translated / "new0_t1w.nii.gz").data, rtol=1e-5, atol=1e-3)
+    np.testing.assert_array_equal(made, read(tmp_path / "roomy_t1w.nii.gz").data)
 
 
 def test_what_is_written_is_said_and_finite(run, translated):
@@ -262,7 +265,6 @@ def test_samples_of_a_walk_without_spread_are_refused(cohort, scans, tmp_path):
     assert refused.code == 2
     assert "would all be equal" in refused.fault
     assert not (tmp_path / "out").exists()
-    done(scanbridge(*words, "--samples", 2, "--eta", 1.0))
 
 
 def test_a_regression_has_an_uncertainty_and_no_draws(regression, scans, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -253,8 +254,14 @@ class _bar:  # noqa: N801  (reads as a verb where it is used)
         self._progress.update(self._task, completed=done, total=of, description=words or self._words)
 
 
+def _terminated(number: int, frame: object) -> None:  # noqa: ARG001  (the form of a signal handler)
+    print("scanbridge: stopped; what was finished is kept", file=sys.stderr)
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Run the command line: 0 done, 2 something for the user to mend, 130 and 143 stopped, 1 a fault of ours."""
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
     except UserError as error:

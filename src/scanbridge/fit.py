@@ -12,7 +12,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,29 +117,28 @@ def train_stage(
     resumed = state.load(generations)
     if not resumed and fabric.is_global_zero:
         state.save(generations)
-    log = Log(folder, state.images, enabled=fabric.is_global_zero)
-    started, first = time.monotonic(), state.images
-    while state.images < settings.images:
-        before = state.images
-        loss = _update(stage, settings, items, state, fitted, fabric)
-        if not math.isfinite(loss):
-            _roll_back(state, generations, folder)
-            continue
-        rate = (state.images - first) / (time.monotonic() - started)
-        if _passed(before, state.images, settings.log_every):
-            log.write(state.images, loss=loss, rate=rate, lr=state.optimizer.param_groups[0]["lr"])
-        on_progress(Progress(stage.name, state.images, settings.images, loss, rate))
-        leaving = stop()
-        if leaving or _passed(before, state.images, settings.checkpoint_every):
-            log.flush()
-            if fabric.is_global_zero:
-                state.save(generations)
-        if _passed(before, state.images, settings.picture_every) and fabric.is_global_zero:
-            with averaged(state):
-                picture(fitted, state.images)
-        if leaving and state.images < settings.images:
-            return False
-    log.close()
+    with closing(Log(folder, state.images, enabled=fabric.is_global_zero)) as log:
+        started, first = time.monotonic(), state.images
+        while state.images < settings.images:
+            before = state.images
+            loss = _update(stage, settings, items, state, fitted, fabric)
+            if not math.isfinite(loss):
+                _roll_back(state, generations, folder)
+                continue
+            rate = (state.images - first) / (time.monotonic() - started)
+            if _passed(before, state.images, settings.log_every):
+                log.write(state.images, loss=loss, rate=rate, lr=state.optimizer.param_groups[0]["lr"])
+            on_progress(Progress(stage.name, state.images, settings.images, loss, rate))
+            leaving = _any(fabric, stop())
+            if leaving or _passed(before, state.images, settings.checkpoint_every):
+                log.flush()
+                if fabric.is_global_zero:
+                    state.save(generations)
+            if _passed(before, state.images, settings.picture_every) and fabric.is_global_zero:
+                with averaged(state):
+                    picture(fitted, state.images)
+            if leaving and state.images < settings.images:
+                return False
     if fabric.is_global_zero:
         tensors = {**state.average, **{f"statistics.{k}": v for k, v in statistics.items()}}
         save_tensors(folder / "weights.safetensors", tensors, {**facts, "images": state.images})
@@ -183,7 +182,7 @@ def channels_last(network: nn.Module) -> nn.Module:
 
 
 def _update(stage: Stage, settings: Train, items: Items, state: State, fitted: Fitted, fabric: Fabric) -> float:
-    """Make one update of `batch_size` images over all processes and give its mean loss."""
+    """Make one update of `batch_size` images over all processes and give its mean loss; NaN where none was made."""
     numbers = range(state.images, state.images + settings.batch_size)
     share = list(numbers[fabric.global_rank :: fabric.world_size])
     size = -(-len(share) // settings.accumulate)
@@ -201,18 +200,21 @@ def _update(stage: Stage, settings: Train, items: Items, state: State, fitted: F
         total += loss.detach()
     reduced = fabric.all_reduce(total, reduce_op="mean")
     mean = float(reduced) if isinstance(reduced, Tensor) else math.nan
-    if math.isfinite(mean):
-        _step(settings, state)
+    if math.isfinite(mean) and not _step(settings, state):
+        mean = math.nan
     state.optimizer.zero_grad(set_to_none=True)
     state.images += len(numbers)
     return mean
 
 
-def _step(settings: Train, state: State) -> None:
+def _step(settings: Train, state: State) -> bool:
+    """Move the weights and their average; False, and nothing is moved, where the gradient is not finite."""
+    parameters = [p for net in state.networks.values() for p in net.parameters()]
+    if not nn.utils.clip_grad_norm_(parameters, settings.clip).isfinite():
+        return False
     rate = learning_rate(settings, state.images)
     for group in state.optimizer.param_groups:
         group["lr"] = rate
-    nn.utils.clip_grad_norm_([p for net in state.networks.values() for p in net.parameters()], settings.clip)
     state.optimizer.step()
     state.updates += 1
     decay = min(settings.ema, (1 + state.updates) / (10 + state.updates))
@@ -221,6 +223,7 @@ def _step(settings: Train, state: State) -> None:
             state.average[name].lerp_(value.detach(), 1 - decay)
         else:
             state.average[name].copy_(value)
+    return True
 
 
 def learning_rate(settings: Train, images: int) -> float:
@@ -245,6 +248,14 @@ def _roll_back(state: State, generations: Generations, folder: Path) -> None:
 
 def _passed(before: int, now: int, every: int) -> bool:
     return before // every < now // every
+
+
+def _any(fabric: Fabric, flag: bool) -> bool:
+    """Say whether any process holds a flag, so that all leave after the same update."""
+    if fabric.world_size == 1:
+        return flag
+    total = fabric.all_reduce(torch.tensor(float(flag), device=fabric.device), reduce_op="sum")
+    return bool(isinstance(total, Tensor) and total > 0)
 
 
 def _plain(network: nn.Module) -> nn.Module:

@@ -92,7 +92,7 @@ def _train(
                 picture=lambda fitted, images, folder=folder: _picture(plan, fitted, cases[0], folder, images),  # type: ignore[misc]
             )
             if not finished:
-                return 128 + (stop.signal or 0)
+                return 128 + (stop.signal or signal.SIGTERM)  # another process was asked to leave
     if fabric.is_global_zero and not (run / "done").is_file():
         _finish(plan, run, cache, cases, fabric.device)
         write_text(run / "done", "")
@@ -167,9 +167,10 @@ def _describe(plan: Plan, run: Path, cases: Sequence[Case]) -> None:
                 "the command that made the run",
                 "repeat that command to resume, or choose another --run",
             )
-        if read_json(run / "cohort.json") != described:
+        before = read_json(run / "cohort.json")
+        if before != described:
             raise UserError(
-                f"{run}/cohort.json does not fit {plan.cohort.path}: files, split or table have changed",
+                f"{run}/cohort.json does not fit {plan.cohort.path}: {_first_change(before, described)} has changed",
                 "the cohort that the run was started on",
                 "choose another --run",
             )
@@ -201,6 +202,14 @@ def _first_difference(old: str, text: str) -> str:
         if before != now:
             return f" ('{before.strip()}' there, '{now.strip()}' now)"
     return ""
+
+
+def _first_change(old: Any, new: Any, where: str = "the file") -> str:
+    """Name the first place where two JSON values differ, as ``content.p2.images.t1w``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        key = next(key for key in [*old, *new] if key not in old or key not in new or old[key] != new[key])
+        return _first_change(old.get(key), new.get(key), key if where == "the file" else f"{where}.{key}")
+    return where
 
 
 def _as_tensors(case: Case) -> TrainingCase:

@@ -54,18 +54,23 @@ class Generations:
 
     def __init__(self, folder: Path) -> None:
         self._paths = [folder / "state-0.safetensors", folder / "state-1.safetensors"]
+        self._good: Path | None = None  # the one last read or written, which a save must not touch
 
     def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Write over the older generation; `facts` must hold the number of ``images``."""
-        save_tensors(min(self._paths, key=self._images), tensors, facts)
+        """Write over the generation that was not read or written last; `facts` must hold the number of ``images``."""
+        path = self._paths[self._paths[0] == self._good]
+        save_tensors(path, tensors, facts)
+        self._good = path
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Read the newest generation that is whole, or None where there is none."""
         for path in sorted(self._paths, key=self._images, reverse=True):
             try:
-                return load_tensors(path)
+                found = load_tensors(path)
             except UserError:
                 continue
+            self._good = path
+            return found
         return None
 
     def _images(self, path: Path) -> int:
