@@ -2,8 +2,7 @@
 PYTHON ?= python3
 DATA ?= ../shared/data
 RUNS ?= runs
-# Where torch comes from; without a GPU a build of a tenth of the size does:
-#   make install TORCH_FROM="--extra-index-url https://download.pytorch.org/whl/cpu"
+# Options of pip that say where torch comes from: without a GPU a build for CPUs is a tenth of the size.
 TORCH_FROM ?=
 
 BIN := .venv/bin
