@@ -251,8 +251,8 @@ SCANS = [
     spoilt("a series", lambda w: nib.save(nib.Nifti1Image(np.ones((8, 8, 8, 3)), RAS), w.scan), "one 3D volume"),
     spoilt("two geometries", with_forms_that_disagree, "sform and its qform disagree", "30"),
     spoilt("zeros", lambda w: write(w.scan, np.zeros((16, 16, 16)), RAS), "foreground"),
-    spoilt("one value", lambda w: write(w.scan, np.ones((16, 16, 16)), RAS), "constant"),
-    spoilt("one voxel", lambda w: write(w.scan, np.ones((1, 1, 1)), RAS), "constant"),
+    spoilt("one value", lambda w: write(w.scan, np.ones((16, 16, 16)), RAS), "foreground is empty"),
+    spoilt("one voxel", lambda w: write(w.scan, np.ones((1, 1, 1)), RAS), "foreground is empty"),
     Fault(
         "a wrong ending",
         lambda w: ["translate", w.run, w.cohort, "--out", w.out],
@@ -339,8 +339,7 @@ OPTIONS = [
     option("--grid", ("--grid", "thta"), "grid", "thta", "theta"),
     option("--order 2 of a mean path", ("--order", "2"), "mean_path", "order 1"),
     option("--eta of a mean path", ("--eta", "0.5"), "mean_path", "eta = 0"),
-    option("--grid published", ("--grid", "lambda", "--calls", "0"), "--calls"),
-    option("--target", ("--target", "t1"), "'t1'", "t1w"),
+    option("--target", ("--target", "t1"), "--target t1", "t1w"),
     option("--style", ("--style", "averge"), "averge", "did you mean 'average'?"),
     option("--style of a lost file", ("--style", "lost.nii.gz"), "lost.nii.gz"),
     option("--device", ("--device", "gpux"), "--device gpux", "cuda"),
@@ -351,11 +350,6 @@ OPTIONS = [
         "draws of a regression",
         lambda w: ["translate", w.regression, w.scan, "--out", w.out, "--samples", 2],
         ("no draws",),
-    ),
-    Fault(
-        "--style of a regression",
-        lambda w: ["translate", w.regression, w.scan, "--out", w.out, "--style", "nearest"],
-        ("style",),
     ),
     Fault(
         "--calls of a regression",

@@ -158,14 +158,14 @@ def evaluate(
     """Judge a run on people that it has not seen, beside floors that are not clever."""
     from scanbridge.evaluate import evaluate_runs
 
-    runs = [run] if regression is None else [run, regression]
     with _bar("evaluating") as advance:
         page = evaluate_runs(
-            runs,
+            [run],
             cohort,
             out,
             split=split,
             on=_on(on),
+            regression=regression,
             translations=translations,
             style=style,
             oracle=allow_oracle,

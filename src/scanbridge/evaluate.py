@@ -12,7 +12,7 @@ import pandas as pd
 from scanbridge.data.cohort import Cohort, Row, read_cohort
 from scanbridge.errors import UserError, nearest
 from scanbridge.evaluation_page import page_of
-from scanbridge.files import atomic, read_json, sha256, write_json, write_text
+from scanbridge.files import atomic, make_folder, read_json, sha256, write_json, write_text
 from scanbridge.judge import Judged, On, judge_floors, judge_run, load_truth
 from scanbridge.metrics.floors import Floors
 from scanbridge.metrics.statistics import leaders, paired, summarise
@@ -32,6 +32,7 @@ def evaluate_runs(
     *,
     split: str = "test",
     on: On = "target",
+    regression: Path | None = None,
     translations: Path | None = None,
     style: str | None = None,
     oracle: bool = False,
@@ -52,6 +53,8 @@ def evaluate_runs(
         test, val or calibration as the runs chose them, or external for a cohort that none has seen.
     on
         Where metrics are computed: on the target's own grid, or on the run's model grid.
+    regression
+        A run to hold against the others as ``floor:regression``.
     translations
         Folder of volumes that ``translate`` has made, judged instead of new ones.
     style, oracle
@@ -65,6 +68,8 @@ def evaluate_runs(
     if split not in PARTS:
         raise UserError(f"--split {split}", "a part that was not trained on", nearest(split, PARTS))
     models = {name: Model.open(run, device=device) for name, run in zip(unique_names(runs), runs, strict=True)}
+    if regression is not None:
+        models["floor:regression"] = Model.open(regression, device=device)
     if style == "own" and not oracle:
         raise UserError("--style own takes the style from the truth", "--allow-oracle beside it", "or use 'average'")
     judged = judge_split(
@@ -99,6 +104,7 @@ def judge_split(
     table = read_cohort(cohort)
     rows = choose_rows(table, models, task, split)
     floors = Floors.from_json(read_json(_folder(first) / "floors.json"))
+    make_folder(out)
     judged: list[Judged] = []
     for index, row in enumerate(rows):
         truth = load_truth(table, row, first, on)
@@ -133,9 +139,12 @@ def write_evaluation(
     """
     frame = pd.DataFrame([line for each in judged for line in each.rows])
     summary = summarise(frame)
-    references = [run for run in dict.fromkeys(frame["run"]) if run.startswith("floor:") or run in list(models)[1:]]
+    contenders = [name for name in models if not name.startswith("floor:")]
+    floors = [run for run in dict.fromkeys(frame["run"]) if run.startswith("floor:")]
     comparisons = [
-        row for reference in references for row in paired(frame, reference, METRICS, "foreground", runs=[*models])
+        row
+        for reference in [*floors, *contenders[1:]]
+        for row in paired(frame, reference, METRICS, "foreground", runs=contenders)
     ]
     ranked = frame[~frame["run"].str.contains(ORACLE, regex=False)]
     subjects = list(dict.fromkeys(each.truth.row.name for each in judged))

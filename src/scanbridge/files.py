@@ -14,6 +14,20 @@ from typing import Any
 from scanbridge.errors import UserError
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, where it is missing.
+
+    Raises
+    ------
+    UserError
+        When a file stands in its place, or the file system refuses.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be made ({error.strerror or error})", "a folder", "choose another") from error
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Give a path beside `path` to write to; on success it is fsynced and renamed, else removed.

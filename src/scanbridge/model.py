@@ -83,9 +83,7 @@ class Model:
         UserError
             If it is no run folder, is not finished, or its weights do not fit its configuration.
         """
-        place = (
-            torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
-        )
+        place = device_of(device)
         path = run / "config.toml"
         if not path.is_file():
             raise UserError(f"{run} is not a run folder", "a folder made by 'scanbridge train'", "check the path")
@@ -108,17 +106,16 @@ class Model:
                 )
             prefix = "statistics."
             fitted.statistics |= {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        cohort = read_json(run / "cohort.json")
-        scale = run / "residual_scale.json"
+        cohort, specs, scales = _known(run / "cohort.json")
         return cls(
             common=common,
             config=config,
             translator=method.translator(config, fitted),
             fitted=fitted,
             cohort=cohort,
-            specs={name: _SPEC.validate_json(json.dumps(value)) for name, value in cohort["images"].items()},
-            scales={name: Scale(**value) for name, value in cohort["scales"].items()},
-            residual_scale=float(read_json(scale)["value"]) if scale.is_file() else None,
+            specs=specs,
+            scales=scales,
+            residual_scale=_residual_scale(run / "residual_scale.json"),
             run=run,
             weights=weights,
             device=place,
@@ -156,6 +153,46 @@ class Model:
             volumes=pad(draws.volumes.clamp(-1, 1), around, value=BACKGROUND),
             uncertainty=pad(draws.uncertainty, around),
         )
+
+
+def device_of(name: str) -> torch.device:
+    """Give the device that a user names: auto is the GPU of CUDA where there is one, else the CPU.
+
+    Raises
+    ------
+    UserError
+        If this machine has no such device.
+    """
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = "cuda" if there["cuda"] else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if not there.get(device.type):
+        here = ", ".join(kind for kind, is_there in there.items() if is_there)
+        raise UserError(f"--device {name}", f"auto, or what this machine has: {here}", "leave it out for auto")
+    return device
+
+
+def _known(path: Path) -> tuple[dict[str, Any], dict[str, ImageSpec], dict[str, Scale]]:
+    """Read what training noted of its cohort: all of it, what each image is, and its scale."""
+    cohort = read_json(path)
+    try:
+        specs = {name: _SPEC.validate_json(json.dumps(value)) for name, value in cohort["images"].items()}
+        return cohort, specs, {name: Scale(**value) for name, value in cohort["scales"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} lacks what training wrote ({error!r})", "the file as it was written") from None
+
+
+def _residual_scale(path: Path) -> float | None:
+    if not path.is_file():
+        return None
+    try:
+        return float(read_json(path)["value"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} holds no 'value'", "the file as it was written", "remove it for the default") from None
 
 
 def _fill(network: torch.nn.Module, tensors: dict[str, torch.Tensor], file: Path) -> None:

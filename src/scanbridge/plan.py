@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from pydantic import BaseModel
 
 from scanbridge.data.cache import Case, prepare
@@ -63,7 +64,11 @@ def plan_run(config: Path, cohort: Path, settings: Sequence[str] = ()) -> Plan:
     table = read_cohort(cohort)
     split = choose_split(table, **common.split.model_dump())
     plan = Plan(common, method, validate(method.Config, own, str(config)), table, split)
-    plan.method.stages(plan.config, common.task.targets)
+    with torch.device("meta"):  # networks of shapes alone: what does not fit together is said before anything is made
+        for stage in plan.method.stages(plan.config, common.task.targets):
+            stage.build()
+    if common.task.source in common.task.targets:
+        raise UserError(f"task.targets names the source '{common.task.source}'", "another image", "check [task]")
     for column in (common.task.source, *common.task.targets):
         if column not in table.images:
             raise UserError(f"{cohort} has no image '{column}'", "", nearest(column, table.images))

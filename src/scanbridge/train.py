@@ -21,7 +21,7 @@ from scanbridge.files import read_json, sha256, write_json, write_text
 from scanbridge.fit import Progress, forecast, train_stage
 from scanbridge.methods.base import Fitted, Request, TrainingCase
 from scanbridge.metrics.floors import fit_floors
-from scanbridge.model import Model
+from scanbridge.model import Model, device_of
 from scanbridge.plan import Plan, prepare_rows, resolved
 from scanbridge.runs.checkpoint import environment
 from scanbridge.runs.config import Train
@@ -101,13 +101,7 @@ def _train(
 
 
 def _fabric(settings: Train, device: str) -> Fabric:
-    accelerator = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "mps": "mps"}.get(
-        device.partition(":")[0]
-    )
-    if accelerator is None:
-        raise UserError(f"--device {device}", "auto, cpu, cuda or mps", "leave it out for auto")
-    if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    accelerator = device_of(device).type
     precision = settings.precision
     if precision == "auto":
         precision = "bf16-mixed" if accelerator == "cuda" else "32-true"

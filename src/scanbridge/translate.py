@@ -18,7 +18,7 @@ from scanbridge.data.grid import Grid, model_grid, resample
 from scanbridge.data.intensity import Scale, scale_of
 from scanbridge.data.nifti import Volume, read, write
 from scanbridge.errors import UserError
-from scanbridge.files import read_json, sha256, write_json
+from scanbridge.files import make_folder, read_json, sha256, write_json
 from scanbridge.methods.base import Draws, Product, Request
 from scanbridge.model import Model
 from scanbridge.runs.config import to_toml
@@ -318,11 +318,11 @@ def translate_file(
     wanted = recipe(model, target, volume.sha256, options)
     if is_done(about, wanted, overwrite=overwrite):
         return False
+    make_folder(out)
     try:
         made = translate_volume(model, volume, options, on_call)
     except UserError as error:
         raise UserError(f"{path}: {error.what}", error.expected, error.remedy) from error
-    out.mkdir(parents=True, exist_ok=True)
     about.unlink(missing_ok=True)
     for index, draw in enumerate(made.draws, start=1):
         write(base.with_name(f"{base.name}_draw-{index:02d}.nii.gz"), draw, made.affine)

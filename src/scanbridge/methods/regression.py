@@ -22,6 +22,9 @@ from scanbridge.strict import Strict
 ABLATIONS: dict[str, dict[str, Any]] = {"L2": {"loss": "l2"}, "L1": {"loss": "l1"}}
 
 
+_OF_A_WALK = ("calls", "order", "grid", "eta", "temperature")
+
+
 class Config(Strict):
     """A window regression: the posterior mean (L2) or median (L1) of the target."""
 
@@ -54,6 +57,9 @@ def translator(config: Config, fitted: Fitted) -> Translator:
         def draw(self, source: Tensor, request: Request) -> Draws:
             if request.product == "draw" or request.samples > 1:
                 raise UserError("a regression has no draws", "a bridge method", "leave --samples out")
+            asked = [name for name in _OF_A_WALK if getattr(request, name) is not None]
+            if asked:
+                raise UserError(f"a regression has no {asked[0]}", "a bridge method", f"leave --{asked[0]} out")
             cover = Windows(source.shape[1], config.radius)
             lifted = Lift(lambda state, y, t: network(None, y, None), source, cover, config.windows)  # noqa: ARG005
             estimate = lifted(source, 1.0)

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name that the field knows)
-from pydantic import Field, ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 from torch import Tensor, nn
 
 from scanbridge.bridge import process as processes
@@ -32,12 +32,12 @@ class Network(Strict):
     """The U-Net of a window method; channels in and out follow from the window."""
 
     channels: int = Field(default=32, gt=0)
-    multipliers: list[int] = Field(default=[1, 2, 4], min_length=1)
+    multipliers: list[PositiveInt] = Field(default=[1, 2, 4], min_length=1)
     blocks: int | list[int] = Field(default=1, description="residual blocks of a level, one number or one a level")
     skips: Literal["block", "level"] = "block"
     resample: Literal["conv", "resblock", "pointwise"] = "conv"
     groups: int = Field(default=4, gt=0)
-    attention: list[int] = Field(default=[], description="levels with attention, by downsample factor")
+    attention: list[PositiveInt] = Field(default=[], description="levels with attention, by downsample factor")
     middle: Literal["none", "self", "transformer"] = "self"
     head_channels: int = Field(default=64, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -48,7 +48,7 @@ class Bridge(Strict):
     """The Brownian bridge and what is learned of it."""
 
     s: float = Field(default=1.0, gt=0, description="variance scale")
-    predict: Prediction = "target"
+    predict: Literal["target", "noise", "difference", "shift"] = "target"
     loss: Literal["l1", "l2"] = "l2"
     times: Literal["continuous", "published"] = "continuous"
     at_source: float = Field(default=0.5, ge=0, le=1, description="share of the items at t = 1, continuous times only")

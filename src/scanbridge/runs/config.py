@@ -9,10 +9,10 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import tomlkit
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, PositiveInt, ValidationError
 
 from scanbridge.errors import UserError, nearest
 from scanbridge.strict import Strict
@@ -21,6 +21,15 @@ Tree = dict[str, Any]
 
 
 Axis = Literal["columns", "rows", "slices"]
+
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _pair_or_none(size: list[int]) -> list[int]:
+    if len(size) not in (0, 2):
+        raise ValueError("rows and columns, or [] to fit the cohort")
+    return size
 
 
 def _mirrored() -> list[Axis]:
@@ -69,7 +78,7 @@ class Train(Strict):
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: int = Field(default=400, ge=0, description="images")
     weight_decay: float = Field(default=0.0, ge=0)
-    betas: list[float] = Field(default_factory=lambda: [0.9, 0.99], min_length=2, max_length=2)
+    betas: list[Decay] = Field(default_factory=lambda: [0.9, 0.99], min_length=2, max_length=2)
     clip: float = Field(default=1.0, gt=0)
     accumulate: int = Field(default=1, gt=0)
     ema: float = Field(default=0.999, ge=0, lt=1, description="decay per update, after a warm-up")
@@ -78,8 +87,8 @@ class Train(Strict):
     checkpoint_every: int = Field(default=2000, gt=0)
     log_every: int = Field(default=200, gt=0)
     picture_every: int = Field(default=4000, gt=0)
-    size: list[int] = Field(
-        default_factory=list, max_length=2, description="rows and columns of an item; [] fits the cohort"
+    size: Annotated[list[PositiveInt], AfterValidator(_pair_or_none)] = Field(
+        default_factory=list, description="rows and columns of an item; [] fits the cohort"
     )
     augment: Augment = Augment()
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from scanbridge.errors import UserError
+from scanbridge.files import make_folder
 
 
 @contextmanager
@@ -20,7 +21,7 @@ def locked(folder: Path) -> Iterator[None]:
     UserError
         If another process works in `folder`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with (folder / "lock").open("a+", encoding="utf-8") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
