@@ -23,6 +23,9 @@ from scanbridge.translate import Options, foreground_of, grid_of, stem, translat
 
 PLANES = {"S": "axial", "I": "axial", "A": "coronal", "P": "coronal", "L": "sagittal", "R": "sagittal"}
 
+BEST = "best"
+"""The image of a simulated cohort that holds E[target | source]."""
+
 Array = NDArray[np.float32]
 On = Literal["target", "model"]
 
@@ -154,13 +157,14 @@ def judge_run(name: str, model: Model, truth: Truth, folder: Path, options: Opti
 
 
 def judge_floors(floors: Floors, truth: Truth) -> list[Judged]:
-    """Judge the two maps of intensity that need no network."""
+    """Judge the two maps of intensity that need no network, and the best possible where a simulation knows it."""
     body = truth.regions["foreground"]
     made = {"floor:histogram": floors.histogram, "floor:intensity": floors.intensity}
-    return [
-        judge(name, truth, truth.scale.decode(2 * floor(truth.source, body) - 1), truth.scale, None)
-        for name, floor in made.items()
-    ]
+    values = {name: truth.scale.decode(2 * floor(truth.source, body) - 1) for name, floor in made.items()}
+    if BEST in truth.row.images:
+        best = read(truth.row.images[BEST])
+        values["best-possible"] = resample(best.data, best.grid, truth.grid, fill=truth.scale.low)[0]
+    return [judge(name, truth, value, truth.scale, None) for name, value in values.items()]
 
 
 def judge(name: str, truth: Truth, prediction: Array, scale: Scale, uncertainty: Array | None) -> Judged:
