@@ -32,7 +32,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 # Eight simulated people, six to learn from and two to be judged on: what a user does with a cohort of their own.
 COHORT := --cohort $(DEMO)/cohort/cohort.csv
-LEARN := $(COHORT) --cache $(DEMO)/cache --set 'split.test=[0]'
+LEARN := $(COHORT) --cache $(DEMO)/cache --set 'split.test=[0]' --set train.images=4000
 
 demo: install
 	$(SCANBRIDGE) simulate brain --subjects 8 --size 96 --out $(DEMO)/cohort
