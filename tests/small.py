@@ -72,6 +72,7 @@ def scanbridge(*arguments: object) -> Outcome:
     """Run the command line in this process."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     kept, argv = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}, sys.argv
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["scanbridge", *map(str, arguments)]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -342,9 +342,9 @@ OPTIONS = [
     option("--target", ("--target", "t1"), "--target t1", "t1w"),
     option("--style", ("--style", "averge"), "averge", "did you mean 'average'?"),
     option("--style of a lost file", ("--style", "lost.nii.gz"), "lost.nii.gz"),
-    option("--device", ("--device", "gpux"), "--device gpux", "cuda"),
+    option("--device", ("--device", "gpux"), "--device gpux", "auto"),
     option("--device cuda", ("--device", "cuda"), "cuda", marks=(NO_CUDA,)),
-    Fault("--device of train", lambda w: [*w.train(), "--device", "gpux"], ("--device gpux", "cuda")),
+    Fault("--device of train", lambda w: [*w.train(), "--device", "gpux"], ("--device gpux", "auto")),
     Fault("--device cuda of train", lambda w: [*w.train(), "--device", "cuda"], ("cuda",), (NO_CUDA,)),
     Fault(
         "draws of a regression",
@@ -412,6 +412,11 @@ EVALUATIONS = [
         "a mask that is none",
         after(lambda w: write(w.cohort.parent / "p4/p4_lesion.nii.gz", brain(4)["t1w"], RAS), World.evaluate),
         ("p4_lesion.nii.gz", "is no mask"),
+    ),
+    Fault(
+        "the same run twice",
+        lambda w: ["compare", w.run, w.run, "--cohort", w.cohort, "--out", w.out],
+        ("names a run twice",),
     ),
     Fault("two tasks", other_task, ("flair -> t1w", "t1w -> flair", "runs of one task")),
     Fault("no regression run", lambda w: w.evaluate("--regression", w.folder / "no"), ("not a run folder",)),

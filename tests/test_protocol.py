@@ -82,6 +82,8 @@ def one_scale(target: np.ndarray, head: np.ndarray) -> np.ndarray:
 
 def mr_person(seed: int) -> dict[str, np.ndarray]:
     images = {name: np.pad(image, MARGIN) for name, image in brain(seed, SHAPE).items()}
+    noise = np.random.default_rng(seed).uniform(5, 11, images["flair"].shape)  # air of a scanner is dark, and is not 0
+    images["flair"] = np.where(images["flair"] > 0, images["flair"], noise).astype(np.float32)
     return {**images, "t1w": one_scale(images["t1w"], foreground(images["flair"], "mr")).astype(np.float32)}
 
 
@@ -135,8 +137,12 @@ def path_of(cohort: Path, person: str, column: str) -> Path:
 
 def test_a_perfect_prediction_is_perfect_in_every_metric_and_region(bench, tmp_path):
     made = bench.translated(path_of(bench.cohort, "p4", bench.task.source), tmp_path / "translations")
-    truth = read(path_of(bench.cohort, "p4", bench.task.target))
-    write(made, truth.data, truth.affine)
+    source, truth = (read(path_of(bench.cohort, "p4", name)) for name in (bench.task.source, bench.task.target))
+    inside = resample(source.data, source.grid, truth.grid)[1]
+    assert inside.all() == (bench.task is MR)
+    write(
+        made, np.where(inside, truth.data, truth.data + 3), truth.affine
+    )  # what the source did not see does not count
     out = bench.evaluated(bench.cohort, tmp_path / "out", made.parent, "test")
     found = metrics(out, "run")
     mask = bench.task.mask
@@ -147,7 +153,9 @@ def test_a_perfect_prediction_is_perfect_in_every_metric_and_region(bench, tmp_p
     for (region, metric), value in found["value"].items():
         ideal = PERFECT.get(metric, PERFECT.get(metric.partition("_")[0], 0.0))
         assert value == pytest.approx(ideal, abs=1e-6), (region, metric)
-    assert (found.loc[("foreground", "mae"), "unit"]) == bench.task.unit
+    assert found.loc[("foreground", "mae"), "unit"] == bench.task.unit
+    subjects = pd.read_csv(out / "subjects.csv").set_index("run")
+    assert subjects.loc["run", "outside_share"] == pytest.approx(1 - inside.mean())
 
 
 def variants(

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from scanbridge.data.nifti import read, write
 from scanbridge.methods import windows
 from scanbridge.runs.log import read_log
 from small import Outcome, Strike, changed, child, copied, done, scanbridge, training
@@ -254,3 +255,13 @@ def test_the_resolved_configuration_of_a_run_is_a_configuration(cohort, run, tmp
     shown = [line for line in done(again).out.splitlines() if not line.startswith("# ")]
     assert "\n".join(shown).strip() == (run / "config.toml").read_text().strip()
     assert not (tmp_path / "run").exists()
+
+
+def test_the_floors_know_the_target_where_it_was_seen_alone(cohort, tmp_path):
+    half = copied(cohort.parent, tmp_path / "half") / cohort.name
+    for person in ("p1", "p2", "p3"):
+        volume = read(half.parent / person / f"{person}_t1w.nii.gz")
+        write(volume.path, volume.data[:, :16], volume.affine)
+    done(scanbridge(*training(half, tmp_path / "run", "train.images=4")))
+    quantiles = json.loads((tmp_path / "run" / "floors.json").read_text())["quantiles"]
+    assert quantiles[len(quantiles) // 8] > 0.1  # half of the head was not seen, and is not dark

@@ -254,22 +254,21 @@ class _bar:  # noqa: N801  (reads as a verb where it is used)
         self._progress.update(self._task, completed=done, total=of, description=words or self._words)
 
 
-def _terminated(number: int, frame: object) -> None:  # noqa: ARG001  (the form of a signal handler)
+def _stopped(number: int, frame: object) -> None:  # noqa: ARG001  (the form of a signal handler)
     print("scanbridge: stopped; what was finished is kept", file=sys.stderr)
     sys.exit(128 + number)
 
 
 def main() -> None:
     """Run the command line: 0 done, 2 something for the user to mend, 130 and 143 stopped, 1 a fault of ours."""
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, _stopped)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started us wants it ignored
+        signal.signal(signal.SIGINT, _stopped)
     try:
         app()
     except UserError as error:
         print(f"scanbridge: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("scanbridge: stopped; what was finished is kept", file=sys.stderr)
-        sys.exit(130)
     except Exception:
         print("scanbridge: this is a fault of ours, not of your data; please report the lines below", file=sys.stderr)
         raise

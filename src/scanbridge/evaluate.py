@@ -56,7 +56,7 @@ def evaluate_runs(
     regression
         A run to hold against the others as ``floor:regression``.
     translations
-        Folder of volumes that ``translate`` has made, judged instead of new ones.
+        Folder of volumes that ``translate`` has made with the first run, judged instead of new ones.
     style, oracle
         As in ``translate``; ``own`` is the subject's own target and needs `oracle`: such runs are marked, not ranked.
 
@@ -117,8 +117,9 @@ def judge_split(
                 on="source" if on == "target" else "model",
             )
             marked = f"{name} {ORACLE}" if oracle else name
-            folder = translations or out / ("translations" if on == "target" else "translations-model-grid") / marked
-            judged += judge_run(marked, model, truth, folder, options)
+            own = out / ("translations" if on == "target" else "translations-model-grid") / marked
+            given = translations if model is first else None  # what stands beside it was made by other weights
+            judged += judge_run(marked, model, truth, given or own, options)
         judged += judge_floors(floors, truth)
         on_progress(index + 1, len(rows), row.name)
     return judged
@@ -164,10 +165,21 @@ def write_evaluation(
 
 
 def unique_names(runs: Sequence[Path]) -> list[str]:
-    """Name runs by their folders, made unique by the folders above where two are alike."""
+    """Name runs by their folders, made unique by the folders above where two are alike.
+
+    Raises
+    ------
+    UserError
+        If a folder is given twice.
+    """
     resolved = [run.resolve() for run in runs]
     names = [run.name for run in resolved]
-    return [f"{run.parent.name}/{run.name}" if names.count(run.name) > 1 else run.name for run in resolved]
+    for depth in range(2, max(len(run.parts) for run in resolved) + 1):
+        alike = {name for name in names if names.count(name) > 1}
+        names = ["/".join(r.parts[-depth:]) if name in alike else name for r, name in zip(resolved, names, strict=True)]
+    if len(set(resolved)) < len(resolved):
+        raise UserError(f"{' '.join(map(str, runs))} names a run twice", "runs that differ", "leave one out")
+    return names
 
 
 def _one_task(models: Mapping[str, Model]) -> tuple[str, str]:

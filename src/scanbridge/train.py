@@ -242,7 +242,11 @@ def _finish(plan: Plan, run: Path, cache: Path, cases: Sequence[Case], device: t
     """Fit what later verbs need of the training and validation subjects: the floors, and the residual scale."""
     target = plan.common.task.targets[0]
     pairs = (
-        ((np.asarray(c.source, np.float32) + 1) / 2, (np.asarray(c.targets[target], np.float32) + 1) / 2, c.foreground)
+        (
+            (np.asarray(c.source, np.float32) + 1) / 2,
+            (np.asarray(c.targets[target], np.float32) + 1) / 2,
+            c.foreground & c.inside[target],
+        )
         for c in cases
         if target in c.targets
     )

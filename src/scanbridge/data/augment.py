@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name that the field knows)
 from torch import Tensor
 
+BACKGROUND = -1.0
+
 
 class AugmentSettings(Protocol):
     """What `draw_change` reads; see the [train.augment] table."""
@@ -69,9 +71,9 @@ def apply_changes(images: Tensor, valid: Tensor, changes: Sequence[Change], n_so
     (-1) and not valid. Whole-voxel shifts and flips copy values; rotation and scale interpolate (bicubic).
     """
     n_channels, depth = images.shape[1], images.shape[2]
-    flipped = [_flip(torch.cat([i + 1, v]), c.flip) for i, v, c in zip(images, valid, changes, strict=True)]
+    flipped = [_flip(torch.cat([i, v]), c.flip) for i, v, c in zip(images, valid, changes, strict=True)]
     moved = _move(torch.stack(flipped), changes, n_channels).reshape(len(images), -1, depth, *images.shape[-2:])
-    images, valid = moved[:, :n_channels] - 1, moved[:, n_channels:].round()
+    images, valid = moved[:, :n_channels], moved[:, n_channels:].round()
     source = images[:, :n_source]
     bent = [_bend(item, change) for item, change in zip(source, changes, strict=True)]
     return torch.cat([torch.stack(bent), images[:, n_source:].clamp(-1, 1)], dim=1), valid
@@ -83,16 +85,17 @@ def _flip(window: Tensor, flip: tuple[bool, bool, bool]) -> Tensor:
 
 
 def _move(windows: Tensor, changes: Sequence[Change], n_images: int) -> Tensor:
-    """Map windows (B, C, d, H, W) in plane, slices as channels; images bicubic, validity nearest, zero outside."""
-    flat = windows.flatten(1, 2)
+    """Map windows (B, C, d, H, W) in plane, slices as channels; images bicubic, validity nearest."""
+    images, valid = windows[:, :n_images].flatten(1, 2), windows[:, n_images:].flatten(1, 2)
     if all(c.angle == 0 and c.scale == 1 for c in changes):
-        return torch.stack([_roll(w, int(c.shift[0]), int(c.shift[1])) for w, c in zip(flat, changes, strict=True)])
-    height, width = flat.shape[-2:]
-    theta = torch.tensor([_map(c, height, width) for c in changes], dtype=flat.dtype)
-    grid = F.affine_grid(theta, [len(flat), 1, height, width], align_corners=False)
-    split = n_images * windows.shape[2]
-    images = F.grid_sample(flat[:, :split], grid, mode="bicubic", padding_mode="zeros", align_corners=False)
-    valid = F.grid_sample(flat[:, split:], grid, mode="nearest", padding_mode="zeros", align_corners=False)
+        pairs = zip(images, valid, changes, strict=True)
+        return torch.stack([torch.cat([_roll(i, c.shift, BACKGROUND), _roll(v, c.shift, 0.0)]) for i, v, c in pairs])
+    height, width = windows.shape[-2:]
+    theta = torch.tensor([_map(c, height, width) for c in changes], dtype=windows.dtype)
+    grid = F.affine_grid(theta, [len(windows), 1, height, width], align_corners=False)
+    above = images - BACKGROUND  # what enters from outside is zero
+    images = F.grid_sample(above, grid, mode="bicubic", padding_mode="zeros", align_corners=False) + BACKGROUND
+    valid = F.grid_sample(valid, grid, mode="nearest", padding_mode="zeros", align_corners=False)
     return torch.cat([images, valid], dim=1)
 
 
@@ -103,10 +106,11 @@ def _map(change: Change, height: int, width: int) -> list[list[float]]:
     return [[cos, -sin * height / width, -2 * columns / width], [sin * width / height, cos, -2 * rows / height]]
 
 
-def _roll(window: Tensor, rows: int, columns: int) -> Tensor:
-    """Shift (C, H, W) by whole voxels, zeros entering."""
+def _roll(window: Tensor, shift: tuple[float, float], fill: float) -> Tensor:
+    """Shift (C, H, W) by whole voxels; `fill` enters."""
+    rows, columns = (int(step) for step in shift)
     height, width = window.shape[-2:]
-    padded = F.pad(window, (abs(columns),) * 2 + (abs(rows),) * 2)
+    padded = F.pad(window, (abs(columns),) * 2 + (abs(rows),) * 2, value=fill)
     top, left = abs(rows) - rows, abs(columns) - columns
     return padded[:, top : top + height, left : left + width]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from scanbridge.bridge import process as processes
 from scanbridge.bridge.noise import ItemNoise, NoiseSource
-from scanbridge.bridge.parametrize import Prediction, decode, encode
+from scanbridge.bridge.parametrize import decode, encode
 from scanbridge.bridge.process import Process, as_time
 from scanbridge.bridge.sample import DEFAULT_RESIDUAL_SCALE, Corrector, Grid, Start, snap, time_grid, walk
 from scanbridge.bridge.volume import Lift, Overlap, Windows

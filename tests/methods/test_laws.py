@@ -1,0 +1,231 @@
+"""Laws that every method keeps: one list of methods, all laws over each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from scanbridge.bridge.noise import ItemNoise
+from scanbridge.errors import UserError
+from scanbridge.methods import METHODS
+from scanbridge.methods.base import Batch, Draws, Fitted, Request, Stage, TrainingCase, load_method
+
+TARGET = "t1w"
+NETWORK = {"channels": 8, "multipliers": [1, 2], "head_channels": 8, "groups": 4}
+BRIDGES = [name for name in METHODS if name != "regression"]
+SHAPE = (5, 12, 16)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A method with random networks whose outputs are not zero."""
+
+    stage: Stage
+    fitted: Fitted
+    config: Any
+    module: Any
+
+    def draw(self, source: Tensor, **asked: Any) -> Draws:
+        with torch.inference_mode():
+            return self.module.translator(self.config, self.fitted).draw(
+                source, Request(target=TARGET, subject=asked.pop("subject", "s"), **asked)
+            )
+
+    def with_windows(self, n: int) -> Made:
+        walks = {name: {"windows": n} for name in ("estimate", "draw") if hasattr(self.config, name)}
+        changes = walks or {"windows": n}
+        tree = self.config.model_dump()
+        for name, value in changes.items():
+            tree[name] = {**tree[name], **value} if isinstance(value, dict) else value
+        return replace(self, config=type(self.config).model_validate(tree))
+
+
+def volume(seed: int, shape: tuple[int, int, int] = SHAPE) -> Tensor:
+    return torch.rand((1, *shape), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def made(name: str, **tables: Any) -> Made:
+    module = load_method(name)
+    tables["network"] = {**NETWORK, **({"middle": "transformer"} if name == "ct2mri" else {})}
+    config = module.Config.model_validate(tables)
+    (stage,) = module.stages(config, [TARGET])
+    torch.manual_seed(0)
+    networks = stage.build()
+    with torch.no_grad():
+        for network in networks.values():
+            for parameter in network.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    cases = [TrainingCase(volume(i)[0], {TARGET: volume(10 + i)[0] ** 3}, volume(i)[0] > -0.5) for i in range(3)]
+    return Made(stage, Fitted(networks, stage.fit(cases)), config, module)
+
+
+def batch(n: int = 3, width: int = 3) -> Batch:
+    generator = torch.Generator().manual_seed(5)
+    source, target = (torch.rand((n, 1, width, 12, 16), generator=generator) * 2 - 1 for _ in range(2))
+    valid = (torch.rand((n, 1, width, 12, 16), generator=generator) > 0.3).float()
+    valid[0, :, 0] = 0  # an end slice: as many voxels count in no two items
+    return Batch(source, {TARGET: target}, {TARGET: valid}, torch.tensor([0, 2, 1])[:n])
+
+
+def part(whole: Batch, i: int) -> Batch:
+    return Batch(
+        whole.source[i : i + 1],
+        {name: value[i : i + 1] for name, value in whole.targets.items()},
+        {name: value[i : i + 1] for name, value in whole.valid.items()},
+        whole.case[i : i + 1],
+    )
+
+
+@pytest.fixture(params=METHODS)
+def method(request) -> Made:
+    return made(request.param)
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_its_items(method):
+    whole = batch()
+    together, _ = method.stage.loss(method.fitted, whole, ItemNoise([7, 8, 9]))
+    alone = [method.stage.loss(method.fitted, part(whole, i), ItemNoise([7 + i]))[0] for i in range(3)]
+    torch.testing.assert_close(together, torch.stack(alone).mean(), rtol=1e-5, atol=0)
+
+
+def test_what_is_not_valid_is_not_learned_from(method):
+    whole = batch()
+    one, _ = method.stage.loss(method.fitted, whole, ItemNoise([1, 2, 3]))
+    spoilt = whole.targets[TARGET] * whole.valid[TARGET]
+    other, _ = method.stage.loss(method.fitted, replace(whole, targets={TARGET: spoilt}), ItemNoise([1, 2, 3]))
+    if method.module.__name__.endswith("regression"):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    else:  # the state of a bridge holds the target at every voxel, but the label there does not count
+        nothing = replace(whole, valid={TARGET: torch.zeros_like(whole.valid[TARGET])})
+        assert method.stage.loss(method.fitted, nothing, ItemNoise([1, 2, 3]))[0] == 0
+
+
+def test_every_parameter_is_reached_by_the_loss(method):
+    loss, _ = method.stage.loss(method.fitted, batch(), ItemNoise([1, 2, 3]))
+    loss.backward()
+    for network in method.fitted.networks.values():
+        for name, parameter in network.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("product", ["estimate", "draw", "one-call"])
+@pytest.mark.parametrize("n", [1, 3, 100])
+def test_how_many_windows_a_call_takes_changes_nothing(method, product, n):
+    if product == "draw" and not hasattr(method.config, "draw"):
+        pytest.skip("a regression has no draws")
+    source = volume(1)
+    one, other = (each.draw(source, product=product) for each in (method.with_windows(2), method.with_windows(n)))
+    torch.testing.assert_close(one.volumes, other.volumes, rtol=0, atol=2e-5)
+    torch.testing.assert_close(one.uncertainty, other.uncertainty, rtol=0, atol=2e-5)
+    assert one.calls == other.calls
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 7])
+def test_a_volume_of_any_number_of_slices_is_translated(method, depth):
+    drawn = method.draw(volume(2, (depth, 12, 16)))
+    assert drawn.volumes.shape == (1, depth, 12, 16)
+    assert drawn.uncertainty.shape == (depth, 12, 16)
+    assert drawn.volumes.isfinite().all()
+    assert drawn.uncertainty.isfinite().all()
+    assert (drawn.uncertainty >= 0).all()
+
+
+def test_the_same_request_gives_the_same_bits(method):
+    product = "draw" if hasattr(method.config, "draw") else "estimate"
+    one, other = (method.draw(volume(3), product=product) for _ in range(2))
+    assert torch.equal(one.volumes, other.volumes)
+    assert torch.equal(one.uncertainty, other.uncertainty)
+
+
+def test_translating_leaves_the_source_as_it_is(method):
+    source = volume(3)
+    method.draw(source)
+    assert torch.equal(source, volume(3))
+
+
+def test_every_call_is_told(method):
+    told: list[tuple[int, int]] = []
+    drawn = method.draw(volume(3), on_call=lambda call, calls: told.append((call, calls)))
+    assert [call for call, _ in told] == list(range(1, drawn.calls + 1))
+    assert {calls for _, calls in told} == {drawn.calls}
+
+
+def test_windows_of_one_slice_cannot_disagree():
+    for name in METHODS:
+        drawn = made(name, radius=0).draw(volume(4))
+        assert not drawn.uncertainty.any(), name
+
+
+def test_more_than_one_target_is_refused():
+    for name in METHODS:
+        module = load_method(name)
+        with pytest.raises(UserError, match="one target"):
+            module.stages(module.Config(), ["a", "b"])
+
+
+@pytest.mark.parametrize("name", BRIDGES)
+def test_draws_depend_on_seed_subject_and_number_alone(name):
+    bridge, source = made(name), volume(5)
+    many = bridge.draw(source, product="draw", samples=3)
+    again = bridge.draw(source, product="draw", samples=2)
+    assert torch.equal(many.volumes[:2], again.volumes)
+    assert not torch.equal(many.volumes[0], many.volumes[1])
+    for other in ({"seed": 1}, {"subject": "other"}):
+        assert not torch.equal(bridge.draw(source, product="draw", **other).volumes[0], many.volumes[0])
+    spread = many.volumes.std(dim=0)
+    torch.testing.assert_close(many.uncertainty, spread, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", BRIDGES)
+def test_samples_without_spread_are_refused_before_any_call(name):
+    told: list[int] = []
+    bridge = made(name, draw={"temperature": 0.0})
+    with pytest.raises(UserError, match="would all be equal"):
+        bridge.draw(volume(5), product="draw", samples=2, on_call=lambda call, _: told.append(call))
+    assert not told
+
+
+@pytest.mark.parametrize("name", BRIDGES)
+def test_at_the_source_end_there_is_no_chance(name):
+    bridge = made(name, bridge={"at_source": 1.0})
+    one, other = (bridge.stage.loss(bridge.fitted, batch(), ItemNoise(seeds))[0] for seeds in ([1, 2, 3], [4, 5, 6]))
+    assert torch.equal(one, other)
+    with_chance = made(name, bridge={"at_source": 0.0})
+    one, other = (
+        with_chance.stage.loss(with_chance.fitted, batch(), ItemNoise(seeds))[0] for seeds in ([1, 2, 3], [4, 5, 6])
+    )
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", BRIDGES)
+@pytest.mark.parametrize("predict", ["target", "noise", "difference", "shift"])
+def test_every_prediction_trains_and_walks(name, predict):
+    start = {} if predict != "noise" else {"estimate": {"walk": "marginals", "start": "prior"}}
+    bridge = made(name, bridge={"predict": predict, "at_source": 0.5}, **start)
+    loss, _ = bridge.stage.loss(bridge.fitted, batch(), ItemNoise([1, 2, 3]))
+    assert loss.isfinite()
+    if predict != "noise":  # which says nothing of the target at the source end
+        assert bridge.draw(volume(6)).volumes.isfinite().all()
+
+
+@pytest.mark.parametrize("name", BRIDGES)
+def test_one_call_is_one_call(name):
+    bridge = made(name)
+    told: list[int] = []
+    drawn = bridge.draw(volume(6), product="one-call", on_call=lambda call, _: told.append(call))
+    assert drawn.calls == 1
+    assert told == [1]
+    again = made(name, estimate={"walk": "mean_path", "calls": 1, "grid": "linear", "start": "source"}).draw(volume(6))
+    assert torch.equal(drawn.volumes, again.volumes)
+
+
+def test_a_regression_refuses_what_it_has_not():
+    regression = made("regression")
+    for asked in ({"product": "draw"}, {"samples": 2}, {"calls": 3}, {"grid": "theta"}, {"eta": 0.0}, {"order": 1}):
+        with pytest.raises(UserError, match="a regression has no"):
+            regression.draw(volume(1), **asked)
