@@ -264,7 +264,7 @@ def test_samples_of_a_walk_without_spread_are_refused(cohort, scans, tmp_path):
     refused = scanbridge(*words, "--samples", 2)
     assert refused.code == 2
     assert "would all be equal" in refused.fault
-    assert not (tmp_path / "out").exists()
+    assert not contents(tmp_path / "out")
 
 
 def test_a_regression_has_an_uncertainty_and_no_draws(regression, scans, tmp_path):
