@@ -272,3 +272,21 @@ def test_a_regression_has_an_uncertainty_and_no_draws(regression, scans, tmp_pat
     assert "no draws" in scanbridge(*words, "--samples", 1).fault
     done(scanbridge(*words))
     assert read(tmp_path / "out" / "new0_t1w_uncertainty.nii.gz").data.max() > 0
+
+
+def test_what_is_asked_of_a_walk_means_the_draws_where_draws_are_asked_for(run, scans, translated, tmp_path):
+    words = ["translate", run, scans / "new0.nii.gz", *DEVICE, "--samples", 1, "--order", 2, "--grid", "theta"]
+    done(scanbridge(*words, "--out", tmp_path / "out"))  # the estimate's mean_path has no order 2
+    made = json.loads((tmp_path / "out" / "new0_t1w.json").read_text())["made"]
+    assert made["draws"]["walk"]["order"] == 2
+    assert made["estimate"]["walk"]["order"] == 1
+    assert contents(tmp_path / "out")["new0_t1w.nii.gz"] == contents(translated)["new0_t1w.nii.gz"]
+
+
+def test_overwriting_with_fewer_draws_leaves_none_of_the_old_ones(run, scans, tmp_path):
+    words = ["translate", run, scans / "new0.nii.gz", *DEVICE, "--out", tmp_path / "out", "--calls", 2]
+    done(scanbridge(*words, "--samples", 2))
+    assert "new0_t1w_draw-02.nii.gz" in contents(tmp_path / "out")
+    done(scanbridge(*words, "--samples", 1, "--overwrite"))
+    drawn = [name for name in contents(tmp_path / "out") if "_draw-" in name]
+    assert drawn == ["new0_t1w_draw-01.nii.gz"]

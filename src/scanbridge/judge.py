@@ -49,7 +49,7 @@ class Truth:
     scale
         The target's own scale; its unit is that of the metrics.
     outside
-        Share of the target's foreground that the source's field of view does not hold.
+        Share of the grid that the source's field of view does not hold.
     """
 
     row: Row

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,20 +57,18 @@ class Options:
         on_call: Callable[[int, int], None],
         style: str | torch.Tensor | None = None,
     ) -> Request:
-        """Give the request for one product of one subject."""
-        return Request(
-            target=target,
-            subject=subject,
-            product=product,
+        """Give the request for one product; what is asked of a walk means the draws, where draws are asked for."""
+        request = Request(target=target, subject=subject, product=product, seed=self.seed, style=style, on_call=on_call)
+        if self.samples and product != "draw":
+            return request
+        return replace(
+            request,
             samples=max(1, self.samples) if product == "draw" else 1,
-            seed=self.seed,
             calls=self.calls,
             order=self.order,
             grid=self.grid,
             eta=self.eta,
             temperature=self.temperature,
-            style=style,
-            on_call=on_call,
         )
 
 
@@ -324,6 +323,8 @@ def translate_file(
     except UserError as error:
         raise UserError(f"{path}: {error.what}", error.expected, error.remedy) from error
     about.unlink(missing_ok=True)
+    for left in out.glob(f"{glob.escape(base.name)}_draw-*.nii.gz"):
+        left.unlink()
     for index, draw in enumerate(made.draws, start=1):
         write(base.with_name(f"{base.name}_draw-{index:02d}.nii.gz"), draw, made.affine)
     write(base.with_name(base.name + "_uncertainty.nii.gz"), made.uncertainty, made.affine)
