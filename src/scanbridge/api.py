@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from scanbridge.data.nifti import Volume, read
 from scanbridge.model import Model
-from scanbridge.translate import Options, Translation, translate_volume
+from scanbridge.translation import Options, Translation, translate_volume
 
 __all__ = ["Run", "Translation"]
 

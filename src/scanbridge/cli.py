@@ -122,7 +122,8 @@ def translate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write anew what was made otherwise.")] = False,
 ) -> None:
     """Translate scans; the results lie on the scans' own grids, finished ones are kept."""
-    from scanbridge.translate import Options, translate_all
+    from scanbridge.translate import translate_all
+    from scanbridge.translation import Options
 
     options = Options(target, samples, seed, calls, order, grid, eta, style=style, foreground=foreground)  # type: ignore[arg-type]
     with _bar("translating") as advance:

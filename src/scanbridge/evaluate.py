@@ -17,7 +17,7 @@ from scanbridge.judge import Judged, On, judge_floors, judge_run, load_truth
 from scanbridge.metrics.floors import Floors
 from scanbridge.metrics.statistics import leaders, paired, summarise
 from scanbridge.model import Model
-from scanbridge.translate import Options
+from scanbridge.translation import Options
 
 PARTS = ("test", "val", "calibration", "external")
 METRICS = ("psnr", "ssim_3d", "mae")

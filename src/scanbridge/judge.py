@@ -19,7 +19,8 @@ from scanbridge.metrics.floors import Floors
 from scanbridge.metrics.image import measure, psnr
 from scanbridge.metrics.uncertainty import Ranking, rankings
 from scanbridge.model import Model
-from scanbridge.translate import Options, foreground_of, grid_of, stem, translate_file, translate_volume
+from scanbridge.translate import stem, translate_file
+from scanbridge.translation import Options, foreground_of, grid_of, translate_volume
 
 PLANES = {"S": "axial", "I": "axial", "A": "coronal", "P": "coronal", "L": "sagittal", "R": "sagittal"}
 
