@@ -290,3 +290,8 @@ def test_overwriting_with_fewer_draws_leaves_none_of_the_old_ones(run, scans, tm
     done(scanbridge(*words, "--samples", 1, "--overwrite"))
     drawn = [name for name in contents(tmp_path / "out") if "_draw-" in name]
     assert drawn == ["new0_t1w_draw-01.nii.gz"]
+
+
+def test_a_method_without_styles_refuses_one(regression, scans, tmp_path):
+    words = ["translate", regression, scans / "new0.nii.gz", *DEVICE, "--out", tmp_path / "out"]
+    assert "knows no style" in scanbridge(*words, "--style", "nearest").fault

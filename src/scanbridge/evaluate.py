@@ -111,7 +111,7 @@ def judge_split(
         for step, (name, model) in enumerate(models.items()):
             on_progress(index + step / len(models), len(rows), f"{row.name}: {name}")
             options = Options(
-                style=str(row.images[task[1]]) if style == "own" else style,
+                style=_style_for(model, style, row.images[task[1]]),
                 oracle=oracle,
                 foreground=None if (mask := table.foreground_mask(row, task[0])) is None else row.masks[mask],
                 on="source" if on == "target" else "model",
@@ -123,6 +123,13 @@ def judge_split(
         judged += judge_floors(floors, truth)
         on_progress(index + 1, len(rows), row.name)
     return judged
+
+
+def _style_for(model: Model, style: str | None, target: Path) -> str | None:
+    """Give the style for one subject: the truth's own for ``own``; none for a method without styles beside others."""
+    if not hasattr(model.config, "style"):
+        return None
+    return str(target) if style == "own" else style
 
 
 def _folder(model: Model) -> Path:

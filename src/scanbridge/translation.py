@@ -184,8 +184,13 @@ def style_of(model: Model, target: str, options: Options) -> str | torch.Tensor 
     Raises
     ------
     UserError
-        If the file is an image that the run set apart: its style would leak what is to be predicted.
+        If the method knows no style, or the file is an image that the run set apart, whose style would leak what is
+        to be predicted.
     """
+    if options.style is not None and not hasattr(model.config, "style"):
+        raise UserError(
+            f"--style {options.style}: {model.common.method} knows no style", "a ct2mri run", "leave it out"
+        )
     if options.style is None or not Path(options.style).exists():
         return options.style
     volume = read(options.style)
