@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,14 @@ def test_the_page_needs_nothing_beside_it(compared):
     assert 'src="http' not in page
     assert 'href="http' not in page
     assert all(name in page for name in ("small", "regression", "s0"))
+
+
+def test_the_page_says_how_a_bridge_stands_to_the_regression_and_to_its_own_first_call(compared):
+    page = (compared / "report.html").read_text()
+    said = re.findall(r"PSNR of (\S+) for t1w in 3 patients \(foreground\) [^<]*?(?:above|below|from) ([^ ;<]+)", page)
+    pairs = [(run, reference.strip(" .:;")) for run, reference in said]
+    assert pairs[:2] == [("small", "regression"), ("small", "small:one-call")]
+    assert set(pairs[2:]) == {(run, floor) for run in ("small", "regression") for floor in FLOORS}
 
 
 def test_a_floor_does_not_depend_on_the_run_it_stands_beside(compared, run, strangers, tmp_path):

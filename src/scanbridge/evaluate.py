@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +147,10 @@ def write_evaluation(
     """
     frame = pd.DataFrame([line for each in judged for line in each.rows])
     summary = summarise(frame)
-    contenders = [name for name in models if not name.startswith("floor:")]
-    floors = [run for run in dict.fromkeys(frame["run"]) if run.startswith("floor:")]
     comparisons = [
         row
-        for reference in [*floors, *contenders[1:]]
-        for row in paired(frame, reference, METRICS, "foreground", runs=contenders)
+        for reference, runs in _pairs(list(dict.fromkeys(frame["run"])), models)
+        for row in paired(frame, reference, METRICS, "foreground", runs=runs)
     ]
     ranked = frame[~frame["run"].str.contains(ORACLE, regex=False)]
     subjects = list(dict.fromkeys(each.truth.row.name for each in judged))
@@ -169,6 +167,20 @@ def write_evaluation(
     write_json(out / "summary.json", summary)
     write_text(out / "report.html", page)
     return out / "report.html"
+
+
+def _pairs(rows: Sequence[str], models: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+    """Give (reference, runs held against it): each run before it, its own first call, and the floors."""
+    contenders = [run for run in rows if run in models and not run.startswith("floor:")]  # an oracle is not ranked
+    for index, reference in enumerate(contenders):
+        if index:
+            yield reference, contenders[:index]
+    for run in contenders:
+        if f"{run}:one-call" in rows:
+            yield f"{run}:one-call", [run]
+    for floor in rows:
+        if floor.startswith("floor:"):
+            yield floor, contenders
 
 
 def unique_names(runs: Sequence[Path]) -> list[str]:

@@ -141,9 +141,9 @@ def test_the_verdict_is_neutral_and_knows_its_limits(table, said):
     assert not re.search(r"better|worse|significant|\*", sentence)
 
 
-def test_without_a_floor_there_is_no_statement():
+def test_without_a_comparison_there_is_no_statement():
     assert verdict(context(paired=())) == [
-        "No run was compared with a floor: this page supports no statement about quality."
+        "No run was compared with anything: this page supports no statement about quality."
     ]
 
 

@@ -124,19 +124,20 @@ def render(context: ReportContext) -> str:
 
 
 def verdict(context: ReportContext) -> list[str]:
-    """Say in one plain sentence for every run and target how it stands to the floors, with the interval.
+    """Say in one plain sentence for every run, target and reference how they stand, with the interval.
 
-    The sentence is about the first of the context's metrics that was compared with a floor. It names the size and the
-    interval of the difference and leaves the judgement to the reader.
+    A reference is another run, the run's own first call, or a floor. The sentence is about the first of the context's
+    metrics that was compared. It names the size and the interval of the difference and leaves the judgement to the
+    reader.
     """
     sentences = []
     for target in context.targets:
-        rows = [row for row in context.paired if row["target"] == target and is_floor(row["reference"])]
+        rows = [row for row in context.paired if row["target"] == target]
         for run in dict.fromkeys(row["run"] for row in rows if not is_floor(row["run"])):
             of_run = {(row["metric"], row["reference"]): row for row in rows if row["run"] == run}
             metric = next((m for m in context.metrics if any(m == key[0] for key in of_run)), None)
             sentences += [_sentence(row) for key, row in of_run.items() if key[0] == metric]
-    return sentences or ["No run was compared with a floor: this page supports no statement about quality."]
+    return sentences or ["No run was compared with anything: this page supports no statement about quality."]
 
 
 def _sentence(row: Mapping[str, Any]) -> str:
