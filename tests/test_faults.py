@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from scanbridge.data.nifti import read, write
+from scanbridge.files import sha256
 from small import RAS, brain, contents, copied, scanbridge, training
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device that is asked for")
@@ -57,6 +58,13 @@ class World:
         text = path.read_text()
         path.write_text(change(text))
         assert path.read_text() != text
+
+    def resealed(self, file: str, change: Callable[[str], str]) -> None:
+        """Change a run's configuration, and let its weights claim that they were trained with it."""
+        self.edited(file, change)
+        config = self.folder / file
+        for about in config.parent.glob("stages/*/weights.json"):
+            about.write_text(json.dumps({**json.loads(about.read_text()), "config_sha256": sha256(config)}))
 
     def damaged(self, file: str, change: Callable[[bytes], bytes]) -> None:
         """Change the bytes of a file of the world."""
@@ -286,13 +294,20 @@ RUNS = [
     broken("facts of another kind", lambda w: (w.folder / BRIDGE / "weights.json").write_text("[]"), "weights"),
     broken(
         "weights of another network",
-        lambda w: w.edited("run/config.toml", lambda t: t.replace("channels = 8", "channels = 16", 1)),
+        lambda w: w.resealed("run/config.toml", lambda t: t.replace("channels = 8", "channels = 16", 1)),
         "weights.safetensors",
         "config.toml",
     ),
     broken(
+        "a configuration that was edited",
+        lambda w: w.edited("run/config.toml", lambda t: t.replace("coprediction = true", "coprediction = false")),
+        "run/config.toml is not the configuration",
+        "weights.safetensors",
+        "restore",
+    ),
+    broken(
         "a network that is none",
-        lambda w: w.edited("run/config.toml", lambda t: t.replace("channels = 8", "channels = 9", 1)),
+        lambda w: w.resealed("run/config.toml", lambda t: t.replace("channels = 8", "channels = 9", 1)),
         "channels",
     ),
     broken(
@@ -386,7 +401,7 @@ def external(world: World, rename: Callable[[str], str] = str) -> list[object]:
 
 
 def other_task(world: World) -> list[object]:
-    world.edited(
+    world.resealed(
         "regression/config.toml",
         lambda t: t.replace('"flair"', '"x"').replace('"t1w"', '"flair"').replace('"x"', '"t1w"'),
     )

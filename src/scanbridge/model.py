@@ -18,7 +18,7 @@ from scanbridge.data.box import box_of
 from scanbridge.data.cohort import ImageSpec
 from scanbridge.data.intensity import Scale
 from scanbridge.errors import UserError
-from scanbridge.files import read_json
+from scanbridge.files import read_json, sha256
 from scanbridge.methods.base import Draws, Fitted, Request, Translator, load_method
 from scanbridge.runs.checkpoint import load_tensors
 from scanbridge.runs.config import Common, read_tree, split_tree, validate
@@ -97,6 +97,12 @@ class Model:
             if not file.is_file():
                 raise UserError(f"{run}: stage '{stage.name}' has no weights yet", "a finished training", "train it")
             tensors, facts = load_tensors(file)
+            if facts.get("config_sha256") != sha256(path):
+                raise UserError(
+                    f"{path} is not the configuration that {file} was trained with",
+                    "the file as training wrote it",
+                    "restore it; a walk is changed with --calls, --order and --grid",
+                )
             weights[stage.name] = str(facts["sha256"])
             for name, network in stage.build().items():
                 own_tensors = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}

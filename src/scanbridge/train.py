@@ -86,7 +86,11 @@ def _train(
                 folder,
                 fabric,
                 statistics=statistics,
-                facts={"method": plan.common.method, "stage": stage.name},
+                facts={
+                    "method": plan.common.method,
+                    "stage": stage.name,
+                    "config_sha256": sha256(run / "config.toml"),
+                },
                 on_progress=on_progress,
                 stop=stop,
                 picture=lambda fitted, images, folder=folder: _picture(plan, fitted, cases[0], folder, images),  # type: ignore[misc]
