@@ -16,10 +16,10 @@ from pathlib import Path
 from machine import machine
 from scanbridge.data.cohort import read_cohort
 from scanbridge.evaluate import judge_split, write_evaluation
-from scanbridge.evaluation_page import draw_subject
 from scanbridge.files import write_json, write_text
 from scanbridge.model import Model
 from scanbridge.plan import plan_run
+from scanbridge.report.planes import draw
 from scanbridge.train import train_run
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -79,10 +79,10 @@ def main() -> None:
     if asked.results:
         for each in judged:
             if each.run == asked.rows[0]:
-                drawn = draw_subject(each, plan.common.task.source)
+                drawn = draw(each.planes)
                 asked.results.mkdir(parents=True, exist_ok=True)
-                (asked.results / f"{each.truth.row.name}.png").write_bytes(drawn.images.data)
-                (asked.results / f"{each.truth.row.name}-maps.png").write_bytes(drawn.maps.data)
+                (asked.results / f"{each.subject}.png").write_bytes(drawn.images.data)
+                (asked.results / f"{each.subject}-maps.png").write_bytes(drawn.maps.data)
         write_text(asked.results / "leave_one_out.md", table)
         (asked.results / "leave_one_out.csv").write_bytes((asked.runs / "metrics.csv").read_bytes())
 

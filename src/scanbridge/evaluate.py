@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from scanbridge.data.cohort import Cohort, Row, read_cohort
@@ -153,7 +152,7 @@ def write_evaluation(
         for row in paired(frame, reference, METRICS, "foreground", runs=runs)
     ]
     ranked = frame[~frame["run"].str.contains(ORACLE, regex=False)]
-    subjects = list(dict.fromkeys(each.truth.row.name for each in judged))
+    subjects = list(dict.fromkeys(each.subject for each in judged))
     page = page_of(
         judged,
         models,
@@ -242,10 +241,10 @@ def _subjects(judged: Sequence[Judged]) -> pd.DataFrame:
     for each in judged:
         row: dict[str, Any] = {
             "run": each.run,
-            "subject": each.truth.row.name,
-            "grid": each.truth.on,
-            "foreground_voxels": int(np.count_nonzero(each.truth.regions["foreground"])),
-            "outside_share": each.truth.outside,
+            "subject": each.subject,
+            "grid": each.on,
+            "foreground_voxels": each.foreground_voxels,
+            "outside_share": each.outside,
         }
         for rank in each.ranks:
             row |= {f"spearman_{rank.name}": rank.spearman, f"aurc_{rank.name}": rank.curve.area}

@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scanbridge import __version__
-from scanbridge.data.grid import Grid, model_grid, resample
-from scanbridge.judge import Judged, Truth
+from scanbridge.judge import Judged
 from scanbridge.model import Model
 from scanbridge.report.figures import (
     Dots,
@@ -22,11 +20,10 @@ from scanbridge.report.figures import (
 )
 from scanbridge.report.page import ReportContext, Subject, Uncertainty, render
 from scanbridge.report.picture import Picture
-from scanbridge.report.planes import Strip, limit_of, strip
+from scanbridge.report.planes import draw
 from scanbridge.runs.log import read_log
 
 Rows = Sequence[Mapping[str, Any]]
-DISPLAY = "SPL"
 
 
 def page_of(
@@ -40,18 +37,17 @@ def page_of(
 ) -> str:
     """Give the page of an evaluation as HTML."""
     first = next(iter(models.values()))
-    truths = {each.truth.row.name: each.truth for each in judged}
-    shown = [each for each in judged if each.run == next(iter(models))]
+    shown = [each for each in judged if each.run == judged[0].run]
     return render(
         ReportContext(
             source=first.common.task.source,
             targets=first.common.task.targets[:1],
-            data=_data(models, truths, facts),
+            data=_data(models, shown[0], facts),
             summary=summary,
             paired=comparisons,
             leaders=leading,
             plots=[_dots(judged, summary)],
-            subjects=[_subject(each, shown, judged, first.common.task.source) for each in shown],
+            subjects=_subjects(shown, judged),
             uncertainty=_uncertainty(shown),
             training=_training(models),
             settings=_settings(models),
@@ -59,12 +55,11 @@ def page_of(
     )
 
 
-def _data(models: Mapping[str, Model], truths: Mapping[str, Truth], facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    truth = next(iter(truths.values()))
+def _data(models: Mapping[str, Model], one: Judged, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     train = {name: len(model.cohort["split"]["train"]) for name, model in models.items()}
-    on = "the target's own grid" if truth.on == "target" else "the model grid"
-    spacing = " x ".join(f"{step:.3g}" for step in truth.grid.spacing)
-    unit = "share of the target's own 0.5 to 99.5 percentile range" if truth.unit == "1" else truth.unit
+    on = "the target's own grid" if one.on == "target" else "the model grid"
+    spacing = " x ".join(f"{step:.3g}" for step in one.spacing)
+    unit = "share of the target's own 0.5 to 99.5 percentile range" if one.unit == "1" else one.unit
     return [
         ("Judged", f"{len(facts['subjects'])} scans, '{facts['split']}' of {facts['cohort']}"),
         ("Trained on", "; ".join(f"{name}: {n} people" for name, n in train.items())),
@@ -74,62 +69,29 @@ def _data(models: Mapping[str, Model], truths: Mapping[str, Truth], facts: Mappi
     ]
 
 
-def _value(each: Judged, metric: str) -> float | None:
-    found = [r["value"] for r in each.rows if r["metric"] == metric and r["region"] == "foreground"]
-    return found[0] if found else None
-
-
 def _dots(judged: Sequence[Judged], summary: Rows) -> Picture:
     """Draw PSNR of every subject, floors as references."""
     rows = []
     for run in dict.fromkeys(each.run for each in judged):
         of = next(r for r in summary if (r["run"], r["metric"], r["region"]) == (run, "psnr", "foreground"))
-        values = [v for each in judged if each.run == run and (v := _value(each, "psnr")) is not None]
+        values = [v for each in judged if each.run == run and (v := each.value("psnr")) is not None]
         rows.append(Dots(run, values, of["mean"], of["low"], of["high"], reference=run.startswith("floor:")))
     return dot_plot(rows, label="PSNR in the foreground (dB)", alt="PSNR of every subject by run, floors for reference")
 
 
-def _subject(each: Judged, shown: Sequence[Judged], judged: Sequence[Judged], source_name: str) -> Subject:
-    """Draw one subject of the first run; error bars are the same for all subjects."""
-    numbers = [
-        (other.run, f"{psnr:.1f} dB, SSIM {_value(other, 'ssim_3d') or float('nan'):.3f}")
-        for other in judged
-        if other.truth is each.truth and (psnr := _value(other, "psnr")) is not None
-    ]
-    limit = max(limit_of(s.prediction - s.truth.target, s.truth.regions["foreground"]) for s in shown)
-    return Subject(each.truth.row.name, _value(each, "psnr") or 0.0, draw_subject(each, source_name, limit), numbers)
-
-
-def draw_subject(each: Judged, source_name: str, error_limit: float | None = None) -> Strip:
-    """Draw a judged subject in three planes: source, prediction, truth, error and uncertainty."""
-    truth = each.truth
-    to = model_grid(truth.grid, spacing=_display_spacing(truth.grid), orientation=DISPLAY)
-    low = 0.0 if truth.unit == "1" else truth.scale.low
-
-    def turned(array: NDArray[Any]) -> NDArray[np.float32]:
-        return resample(array.astype(np.float32), truth.grid, to)[0]
-
-    return strip(
-        turned(truth.source),
-        turned(each.prediction),
-        turned(truth.target),
-        spacing=to.spacing,
-        names=(source_name, truth.name),
-        source_window=(0.0, 1.0),
-        window=(low, low + truth.data_range),
-        unit=truth.unit,
-        foreground=turned(truth.regions["foreground"]) > 0.5,
-        uncertainty=None if each.uncertainty is None else turned(each.uncertainty),
-        error_limit=error_limit,
-    )
-
-
-def _display_spacing(grid: Grid) -> tuple[float, float, float]:
-    """Give a grid's spacing in the order of the display's axes, so that turning it copies values."""
-    pairs = {frozenset(pair): pair for pair in ("SI", "AP", "LR")}
-    by_pair = {next(p for p in pairs if code in p): mm for code, mm in zip(grid.orientation, grid.spacing, strict=True)}
-    first, second, third = (by_pair[next(p for p in pairs if code in p)] for code in DISPLAY)
-    return first, second, third
+def _subjects(shown: Sequence[Judged], judged: Sequence[Judged]) -> list[Subject]:
+    """Draw the subjects of the first run; the error bars of all end alike."""
+    pictured = [(each, each.planes) for each in shown if each.planes is not None]
+    limit = max((planes.error.high for _, planes in pictured if planes.error is not None), default=None)
+    subjects = []
+    for each, planes in pictured:
+        numbers = [
+            (other.run, f"{psnr:.1f} dB, SSIM {other.value('ssim_3d') or float('nan'):.3f}")
+            for other in judged
+            if other.subject == each.subject and (psnr := other.value("psnr")) is not None
+        ]
+        subjects.append(Subject(each.subject, each.value("psnr") or 0.0, draw(planes, error_limit=limit), numbers))
+    return subjects
 
 
 def _uncertainty(shown: Sequence[Judged]) -> Uncertainty | None:
@@ -145,10 +107,8 @@ def _uncertainty(shown: Sequence[Judged]) -> Uncertainty | None:
         rows.append((rank.name, float(np.mean(rhos)) if rhos else None, area, excess))
         risk = np.mean([r.curve.risk for r in same], axis=0)
         curves.append(Series(rank.name, rank.curve.coverage, risk, reference=rank.name != "model"))
-    unit = ranked[0].truth.unit
-    held = [(each, each.truth.regions["foreground"]) for each in ranked if each.uncertainty is not None]
-    error = np.concatenate([(each.prediction - each.truth.target)[body] for each, body in held])
-    doubt = np.concatenate([np.asarray(each.uncertainty)[body] for each, body in held])
+    unit = ranked[0].unit
+    error, doubt = (np.concatenate(part) for part in zip(*(each.doubts for each in ranked if each.doubts), strict=True))
     plots = [
         risk_coverage_curves(curves, unit=unit),
         error_against_uncertainty(error, doubt, np.ones(error.shape, dtype=np.bool_), unit=unit),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from scanbridge.data.cohort import Cohort, Row
 from scanbridge.data.foreground import foreground
-from scanbridge.data.grid import Grid, resample
+from scanbridge.data.grid import Grid, model_grid, resample
 from scanbridge.data.intensity import Scale, scale_of
 from scanbridge.data.nifti import Volume, read
 from scanbridge.files import read_json
@@ -19,9 +19,13 @@ from scanbridge.metrics.floors import Floors
 from scanbridge.metrics.image import measure, psnr
 from scanbridge.metrics.uncertainty import Ranking, rankings
 from scanbridge.model import Model
+from scanbridge.report.planes import Planes, cut
 from scanbridge.translate import stem, translate_file
 from scanbridge.translation import Options, foreground_of, grid_of, translate_volume
 
+DISPLAY = "SPL"
+MOST_DOUBTS = 100_000
+"""Voxels a subject in the plot of error against uncertainty."""
 PLANES = {"S": "axial", "I": "axial", "A": "coronal", "P": "coronal", "L": "sagittal", "R": "sagittal"}
 
 BEST = "best"
@@ -37,8 +41,8 @@ class Truth:
 
     Parameters
     ----------
-    row, name
-        The cohort's row, and the target's column.
+    row, names
+        The cohort's row, and the columns of source and target.
     source, target
         (I, J, K): the source in [0, 1]; the target mapped and clipped.
     native
@@ -54,7 +58,7 @@ class Truth:
     """
 
     row: Row
-    name: str
+    names: tuple[str, str]
     source: Array
     target: Array
     native: Array
@@ -77,14 +81,39 @@ class Truth:
 
 @dataclass(frozen=True)
 class Judged:
-    """What one run made of one subject, on the target's own grid in the metrics' unit, and what it is worth."""
+    """What one run made of one subject is worth: numbers and a few flat images, however large the scans are.
+
+    Parameters
+    ----------
+    run, subject
+        Names of the run and of the cohort's row.
+    unit, spacing, on
+        Of the metrics, and the grid that they were computed on.
+    foreground_voxels, outside
+        Size of the foreground, and the share of the grid that the source's field of view does not hold.
+    rows
+        Lines of ``metrics.csv``.
+    ranks, doubts
+        How the uncertainty ranks the errors, and a sample of (error, uncertainty) in the foreground; of estimates.
+    planes
+        What its pictures show; of estimates.
+    """
 
     run: str
-    truth: Truth
-    prediction: Array
-    uncertainty: Array | None
+    subject: str
+    unit: str
+    spacing: tuple[float, float, float]
+    on: On
+    foreground_voxels: int
+    outside: float
     rows: list[dict[str, Any]]
-    ranks: list[Ranking]
+    ranks: list[Ranking] = field(default_factory=list)
+    doubts: tuple[Array, Array] | None = None
+    planes: Planes | None = None
+
+    def value(self, metric: str, region: str = "foreground") -> float | None:
+        """Give one metric in one region."""
+        return next((r["value"] for r in self.rows if (r["metric"], r["region"]) == (metric, region)), None)
 
 
 def load_truth(table: Cohort, row: Row, model: Model, on: On) -> Truth:
@@ -107,7 +136,7 @@ def load_truth(table: Cohort, row: Row, model: Model, on: On) -> Truth:
     native = resample(x.data, x.grid, grid, fill=scale.low)[0]
     return Truth(
         row=row,
-        name=target,
+        names=(source, target),
         source=in_unit(source_scale.encode(resample(y.data, y.grid, grid, fill=source_scale.low)[0])),
         target=in_metric_unit(native, scale),
         native=native,
@@ -142,7 +171,7 @@ def judge_run(name: str, model: Model, truth: Truth, folder: Path, options: Opti
     """Translate one subject if that is not done, and judge the estimate and, for a bridge, its first call."""
     source = truth.row.images[model.common.task.source]
     translate_file(model, source, folder, options)
-    base = folder / f"{stem(source)}_{truth.name}"
+    base = folder / f"{stem(source)}_{truth.names[1]}"
     facts = read_json(base.with_name(base.name + ".json"))
     scale = Scale(facts["scale"]["low"], facts["scale"]["high"], facts["scale"]["unit"])
     made, unsure = read(base.with_name(base.name + ".nii.gz")), read(base.with_name(base.name + "_uncertainty.nii.gz"))
@@ -182,13 +211,59 @@ def judge(name: str, truth: Truth, prediction: Array, scale: Scale, uncertainty:
         axes=axes,
         slice_axis=axes["axial"],
     )
-    key = {"run": name, "subject": truth.row.subject, "target": truth.name}
+    key = {"run": name, "subject": truth.row.subject, "target": truth.names[1]}
     rows = [{**key, "region": m.region, "metric": m.metric, "unit": m.unit, "value": m.value} for m in measured]
     body = truth.regions["foreground"]
     if truth.unit == "1":
         native = psnr(prediction, truth.native, body, data_range=scale.range)
         rows.append({**key, "region": "foreground", "metric": "psnr_native", "unit": "dB", "value": native})
-    ranks = []
-    if uncertainty is not None:
-        ranks = rankings(mapped - truth.target, uncertainty, truth.source, body, spacing=truth.grid.spacing)
-    return Judged(name, truth, mapped, uncertainty, rows, ranks)
+    judged = Judged(
+        run=name,
+        subject=truth.row.name,
+        unit=truth.unit,
+        spacing=truth.grid.spacing,
+        on=truth.on,
+        foreground_voxels=int(np.count_nonzero(body)),
+        outside=truth.outside,
+        rows=rows,
+    )
+    if uncertainty is None:
+        return judged
+    error = mapped - truth.target
+    every = -(-judged.foreground_voxels // MOST_DOUBTS)
+    return replace(
+        judged,
+        ranks=rankings(error, uncertainty, truth.source, body, spacing=truth.grid.spacing),
+        doubts=(error[body][::every], uncertainty[body][::every]),
+        planes=planes_of(truth, mapped, uncertainty),
+    )
+
+
+def planes_of(truth: Truth, prediction: Array, uncertainty: Array) -> Planes:
+    """Cut a subject in the three planes of its picture, in display orientation."""
+    to = model_grid(truth.grid, spacing=_display_spacing(truth.grid), orientation=DISPLAY)
+    low = 0.0 if truth.unit == "1" else truth.scale.low
+
+    def turned(array: NDArray[Any]) -> NDArray[np.float32]:
+        return resample(array.astype(np.float32), truth.grid, to)[0]
+
+    return cut(
+        turned(truth.source),
+        turned(prediction),
+        turned(truth.target),
+        spacing=to.spacing,
+        names=truth.names,
+        source_window=(0.0, 1.0),
+        window=(low, low + truth.data_range),
+        unit=truth.unit,
+        foreground=turned(truth.regions["foreground"]) > 0.5,
+        uncertainty=turned(uncertainty),
+    )
+
+
+def _display_spacing(grid: Grid) -> tuple[float, float, float]:
+    """Give a grid's spacing in the order of the display's axes, so that turning it copies values."""
+    pairs = {frozenset(pair): pair for pair in ("SI", "AP", "LR")}
+    by_pair = {next(p for p in pairs if code in p): mm for code, mm in zip(grid.orientation, grid.spacing, strict=True)}
+    first, second, third = (by_pair[next(p for p in pairs if code in p)] for code in DISPLAY)
+    return first, second, third

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from scanbridge.report.planes import limit_of, strip
+from scanbridge.report.planes import cut, draw, limit_of
 
 SHAPE = (20, 30, 24)  # slices to superior, rows to posterior, columns to the left
 
@@ -17,7 +17,8 @@ def pixels(picture):
 
 def drawn(volume, *, truth=None, spacing=(1.0, 1.0, 1.0), foreground=None, **options):
     foreground = np.ones(volume.shape, bool) if foreground is None else foreground
-    return strip(
+    limit = options.pop("error_limit", None)
+    planes = cut(
         volume,
         volume,
         truth,
@@ -29,6 +30,7 @@ def drawn(volume, *, truth=None, spacing=(1.0, 1.0, 1.0), foreground=None, **opt
         foreground=foreground,
         **options,
     )
+    return draw(planes, error_limit=limit)
 
 
 def centroid_of_bright(image, rows, columns):

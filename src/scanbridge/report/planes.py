@@ -7,7 +7,7 @@ posterior and columns to the left ("SPL"): shown with row 0 on top, the patient'
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,9 +42,11 @@ class Strip:
 
 
 @dataclass(frozen=True)
-class _Panel:
+class Panel:
+    """Three planes of one volume, and the values at the ends of its colours."""
+
     title: str
-    volume: Volume
+    planes: dict[str, npt.NDArray[Any]]
     low: float
     high: float
     colours: str | Colormap = "gray"
@@ -52,10 +54,29 @@ class _Panel:
 
     @property
     def is_map(self) -> bool:
+        """Whether it is a map of error or uncertainty, and not an image."""
         return self.colours != "gray"
 
+    def up_to(self, limit: float | None) -> Panel:
+        """Give the panel with another end of its colour bar."""
+        return self if limit is None else replace(self, low=-limit if self.low < 0 else self.low, high=limit)
 
-def strip(
+
+@dataclass(frozen=True)
+class Planes:
+    """What the pictures of one subject show: a few flat images, however large the volumes were.
+
+    `extent` is (deep, high, wide) in mm; `edge` the foreground's planes where its outline is drawn.
+    """
+
+    images: tuple[Panel, ...]
+    error: Panel | None
+    uncertainty: Panel | None
+    extent: tuple[float, float, float]
+    edge: dict[str, npt.NDArray[Any]] | None = None
+
+
+def cut(
     source: Volume,
     prediction: Volume,
     truth: Volume | None,
@@ -68,11 +89,9 @@ def strip(
     foreground: Mask,
     uncertainty: Volume | None = None,
     at: tuple[int, int, int] | None = None,
-    error_limit: float | None = None,
-    uncertainty_limit: float | None = None,
     outline: bool = False,
-) -> Strip:
-    """Draw a subject in three planes: source, prediction and truth, and beside them signed error and uncertainty.
+) -> Planes:
+    """Cut a subject in three planes: source, prediction and truth, signed error and uncertainty.
 
     Parameters
     ----------
@@ -92,26 +111,45 @@ def strip(
         (D, H, W), high = unsure.
     at
         Voxel (d, h, w) that the planes go through instead, as the centre of a lesion.
-    error_limit, uncertainty_limit
-        End of each colour bar: give one for all subjects of a page. Default: the 99th percentile in the foreground.
     outline
         Draw the foreground's edge.
     """
+    centre, box = at or _middle(foreground), _box(foreground)
+
+    def planes(volume: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+        return {plane: _cut(volume, plane, box, centre) for plane in PLANES}
+
     source_name, target = names
-    images = [_Panel(source_name, source, *source_window), _Panel(f"predicted {target}", prediction, *window)]
-    maps = []
+    images = [
+        Panel(source_name, planes(source), *source_window),
+        Panel(f"predicted {target}", planes(prediction), *window),
+    ]
+    error = doubt = None
     if truth is not None:
-        images.append(_Panel(f"measured {target}", truth, *window))
-        error = np.where(foreground, prediction.astype(np.float32) - truth, 0.0)
-        limit = error_limit or limit_of(error, foreground)
-        maps.append(_Panel(f"predicted {_MINUS} measured", error, -limit, limit, SIGNED, unit))
+        images.append(Panel(f"measured {target}", planes(truth), *window))
+        wrong = np.where(foreground, prediction.astype(np.float32) - truth, 0.0)
+        limit = limit_of(wrong, foreground)
+        error = Panel(f"predicted {_MINUS} measured", planes(wrong), -limit, limit, SIGNED, unit)
     if uncertainty is not None:
-        limit = uncertainty_limit or limit_of(uncertainty, foreground)
-        maps.append(_Panel("uncertainty", np.where(foreground, uncertainty, 0.0), 0.0, limit, "magma", unit))
-    centre, edge = at or _middle(foreground), foreground if outline else None
-    box = _box(foreground)
-    beside = _draw(maps, box, centre, spacing, edge) if maps else None
-    return Strip(_draw(images, box, centre, spacing, edge), beside)
+        limit = limit_of(uncertainty, foreground)
+        doubt = Panel("uncertainty", planes(np.where(foreground, uncertainty, 0.0)), 0.0, limit, "magma", unit)
+    deep, high, wide = ((span.stop - span.start) * step for span, step in zip(box, spacing, strict=True))
+    return Planes(tuple(images), error, doubt, (deep, high, wide), planes(foreground) if outline else None)
+
+
+def draw(planes: Planes, *, error_limit: float | None = None, uncertainty_limit: float | None = None) -> Strip:
+    """Draw a subject: the images beside each other, and the maps beside them.
+
+    Parameters
+    ----------
+    planes
+        As `cut` gives them.
+    error_limit, uncertainty_limit
+        End of each colour bar: give one for all subjects of a page. Default: the 99th percentile in the foreground.
+    """
+    limited = ((planes.error, error_limit), (planes.uncertainty, uncertainty_limit))
+    maps = [panel.up_to(limit) for panel, limit in limited if panel is not None]
+    return Strip(_draw(planes.images, planes), _draw(maps, planes) if maps else None)
 
 
 def limit_of(values: Volume, foreground: Mask) -> float:
@@ -120,15 +158,9 @@ def limit_of(values: Volume, foreground: Mask) -> float:
     return (float(np.percentile(held, 99)) if held.size else 0.0) or 1.0
 
 
-def _draw(
-    panels: Sequence[_Panel],
-    box: tuple[slice, slice, slice],
-    centre: tuple[int, int, int],
-    spacing: Spacing,
-    edge: Mask | None,
-) -> Picture:
+def _draw(panels: Sequence[Panel], subject: Planes) -> Picture:
     """Draw rows of planes by columns of panels, all at one scale in mm, so that two such pictures align."""
-    deep, high, wide = ((span.stop - span.start) * step for span, step in zip(box, spacing, strict=True))  # mm
+    deep, high, wide = subject.extent
     sizes = {"axial": (high, wide), "coronal": (deep, wide), "sagittal": (deep, high)}
     scale = (_COLUMN - _GAP) / max(wide, high)  # inches per mm
     width = _COLUMN * len(panels)
@@ -142,25 +174,17 @@ def _draw(
             tall, across = (extent * scale for extent in sizes[plane])
             top -= tall
             axes = figure.add_axes(((middle - across / 2) / width, top / height, across / width, tall / height))
-            _show(axes, panel, plane, box, centre, edge)
+            _show(axes, panel, plane, subject.edge)
             top -= _GAP
         _foot(figure, panel, middle / width, _COLUMN / width, 1 / height)
     titles = " and ".join([", ".join(panel.title for panel in panels[:-1]), panels[-1].title]).removeprefix(" and ")
     return png(figure, f"{titles}; {', '.join(PLANES)} planes, the patient's right on the left")
 
 
-def _show(
-    axes: Axes,
-    panel: _Panel,
-    plane: str,
-    box: tuple[slice, slice, slice],
-    centre: tuple[int, int, int],
-    edge: Mask | None,
-) -> None:
-    image = _cut(panel.volume, plane, box, centre)
-    axes.imshow(image, cmap=panel.colours, vmin=panel.low, vmax=panel.high, aspect="auto")
+def _show(axes: Axes, panel: Panel, plane: str, edge: dict[str, npt.NDArray[Any]] | None) -> None:
+    axes.imshow(panel.planes[plane], cmap=panel.colours, vmin=panel.low, vmax=panel.high, aspect="auto")
     if edge is not None:
-        outline = _cut(edge, plane, box, centre).astype(np.float32)
+        outline = edge[plane].astype(np.float32)
         if 0 < outline.mean() < 1:
             axes.contour(outline, levels=[0.5], colors=[_EDGE], linewidths=0.5)
     axes.set_axis_off()
@@ -172,14 +196,14 @@ def _show(
 def _cut(
     volume: npt.NDArray[Any], plane: str, box: tuple[slice, slice, slice], centre: tuple[int, int, int]
 ) -> npt.NDArray[Any]:
-    """Cut one plane: anterior is up in axial planes, superior in the others."""
+    """Copy one plane: anterior is up in axial planes, superior in the others."""
     if plane == "axial":
-        return np.asarray(volume[centre[0], box[1], box[2]])
-    cut = volume[box[0], centre[1], box[2]] if plane == "coronal" else volume[box[0], box[1], centre[2]]
-    return np.asarray(cut[::-1])  # slices run to superior, the rows of a picture run down
+        return volume[centre[0], box[1], box[2]].copy()
+    flat = volume[box[0], centre[1], box[2]] if plane == "coronal" else volume[box[0], box[1], centre[2]]
+    return flat[::-1].copy()  # slices run to superior, the rows of a picture run down
 
 
-def _foot(figure: Figure, panel: _Panel, middle: float, column: float, inch: float) -> None:
+def _foot(figure: Figure, panel: Panel, middle: float, column: float, inch: float) -> None:
     """Say what the brightness means: a bar for maps, the two ends of the window for images."""
     if not panel.is_map:
         window = f"window {_short(panel.low)} to {_short(panel.high, panel.unit)}"
