@@ -75,9 +75,9 @@ docs: install
 bench: real
 	$(BIN)/python benchmarks/unet.py
 	$(BIN)/python benchmarks/cache.py --cohort $(DATA)/ms/cohort.csv --out benchmarks/results
-	$(BIN)/python benchmarks/calls.py $(RUNS)/real/*/ct2mri-small --cohort $(DATA)/ms/cohort.csv \
+	$(BIN)/python benchmarks/calls.py $(RUNS)/real/*/seed-0/ct2mri-small --cohort $(DATA)/ms/cohort.csv \
 	    --cache $(RUNS)/real/cache --out benchmarks/results
-	$(BIN)/python benchmarks/ista.py $(RUNS)/real/sub-07/ct2mri-small --cohort $(DATA)/ms/cohort.csv \
+	$(BIN)/python benchmarks/ista.py $(RUNS)/real/sub-07/seed-0/ct2mri-small --cohort $(DATA)/ms/cohort.csv \
 	    --cache $(RUNS)/real/cache --out benchmarks/results
 	$(BIN)/python benchmarks/simulated_and_real.py $(DATA)/ms/cohort.csv
 

@@ -83,7 +83,7 @@ class Train(Strict):
     accumulate: int = Field(default=1, gt=0)
     ema: float = Field(default=0.999, ge=0, lt=1, description="decay per update, after a warm-up")
     seed: int = 0
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     checkpoint_every: int = Field(default=2000, gt=0)
     log_every: int = Field(default=200, gt=0)
     picture_every: int = Field(default=4000, gt=0)
