@@ -141,7 +141,9 @@ def train_stage(
                 return False
     if fabric.is_global_zero:
         tensors = {**state.average, **{f"statistics.{k}": v for k, v in statistics.items()}}
-        save_tensors(folder / "weights.safetensors", tensors, {**facts, "images": state.images})
+        rows, columns = items.size
+        about = {**facts, "images": state.images, "rows": rows, "columns": columns}
+        save_tensors(folder / "weights.safetensors", tensors, about)
     fabric.barrier()
     return True
 

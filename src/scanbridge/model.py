@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, TypeAdapter
 from torch.nn.functional import pad
 
-from scanbridge.data.box import box_of
+from scanbridge.data.box import box_of, take, widened
 from scanbridge.data.cohort import ImageSpec
 from scanbridge.data.intensity import Scale
 from scanbridge.errors import UserError
@@ -24,6 +24,7 @@ from scanbridge.runs.checkpoint import load_tensors
 from scanbridge.runs.config import Common, read_tree, split_tree, validate
 
 BACKGROUND = -1.0
+LARGEST_ITEM = 4096
 _SPEC = TypeAdapter(ImageSpec)
 
 
@@ -47,6 +48,8 @@ class Model:
         Mean scale of the training images by name; a written MR volume uses it.
     residual_scale
         sd of the walk's grid, see the protocol.
+    item_size
+        Rows and columns of a training item: the network sees no less in a translation.
     run
         The run folder; None for a model that is still in training.
     weights
@@ -61,6 +64,7 @@ class Model:
     specs: dict[str, ImageSpec]
     scales: dict[str, Scale]
     residual_scale: float | None = None
+    item_size: tuple[int, int] = (0, 0)
     run: Path | None = None
     weights: dict[str, str] = field(default_factory=dict)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -91,7 +95,7 @@ class Model:
         common = validate(Common, shared, str(path))
         method = load_method(common.method)
         config = validate(method.Config, own, str(path))
-        fitted, weights = Fitted({}, {}), {}
+        fitted, weights, item_size = Fitted({}, {}), {}, (0, 0)
         for stage in method.stages(config, common.task.targets):
             file = run / "stages" / stage.name / "weights.safetensors"
             if not file.is_file():
@@ -104,6 +108,7 @@ class Model:
                     "restore it; a walk is changed with --calls, --order and --grid",
                 )
             weights[stage.name] = str(facts["sha256"])
+            item_size = _item_size(facts, file)
             for name, network in stage.build().items():
                 own_tensors = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
                 _fill(network, own_tensors, file)
@@ -122,6 +127,7 @@ class Model:
             specs=specs,
             scales=scales,
             residual_scale=_residual_scale(run / "residual_scale.json"),
+            item_size=item_size,
             run=run,
             weights=weights,
             device=place,
@@ -143,21 +149,27 @@ class Model:
         return {digest for entry in entries for digest in entry["images"].values()}
 
     def draw(self, source: NDArray[np.float32], foreground: NDArray[np.bool_], request: Request) -> Draws:
-        """Draw target volumes (K, D, H, W) for a source (D, H, W) in [-1, 1]; outside the foreground's box is -1."""
+        """Draw target volumes (K, D, H, W) for a source (D, H, W) in [-1, 1]; outside the foreground's box is -1.
+
+        The network sees what lies about the box too, as far as in training: norms and borders depend on it.
+        """
         if not foreground.any():
             raise UserError("the source has no foreground", "a scan with something in it", "look at it with 'check'")
         box = box_of(foreground)
-        inner = torch.from_numpy(np.ascontiguousarray(source[box]))[None].to(self.device)
+        rows, columns = (widened(span, size) for span, size in zip(box[1:], self.item_size, strict=True))
+        seen = torch.from_numpy(take(source, (box[0], rows, columns), BACKGROUND))[None].to(self.device)
         if request.residual_scale is None:
             request = replace(request, residual_scale=self.residual_scale)
         with torch.inference_mode():
-            draws = self.translator.draw(inner, request)
+            draws = self.translator.draw(seen, request)
+        spans = zip(box[1:], (rows, columns), strict=True)
+        inner_rows, inner_columns = (slice(b.start - s.start, b.stop - s.start) for b, s in spans)
         edges = [(b.start, n - b.stop) for b, n in zip(box, source.shape, strict=True)]
         around = [length for edge in reversed(edges) for length in edge]
         return replace(
             draws,
-            volumes=pad(draws.volumes.clamp(-1, 1), around, value=BACKGROUND),
-            uncertainty=pad(draws.uncertainty, around),
+            volumes=pad(draws.volumes[..., inner_rows, inner_columns].clamp(-1, 1), around, value=BACKGROUND),
+            uncertainty=pad(draws.uncertainty[..., inner_rows, inner_columns], around),
         )
 
 
@@ -199,6 +211,18 @@ def _residual_scale(path: Path) -> float | None:
         return float(read_json(path)["value"])
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{path} holds no 'value'", "the file as it was written", "remove it for the default") from None
+
+
+def _item_size(facts: Mapping[str, Any], file: Path) -> tuple[int, int]:
+    """Read rows and columns of a training item; a size that no scan has would fill the memory."""
+    rows, columns = (facts.get(axis) for axis in ("rows", "columns"))
+    if isinstance(rows, int) and isinstance(columns, int) and max(rows, columns) <= LARGEST_ITEM:
+        return rows, columns
+    raise UserError(
+        f"{file.with_suffix('.json')}: rows = {rows}, columns = {columns}",
+        f"the size of a training item, at most {LARGEST_ITEM}",
+        "restore the file as it was written",
+    )
 
 
 def _fill(network: torch.nn.Module, tensors: dict[str, torch.Tensor], file: Path) -> None:

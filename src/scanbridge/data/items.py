@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scanbridge.data.augment import AugmentSettings, apply_changes, draw_change
-from scanbridge.data.box import Box, box_of
+from scanbridge.data.augment import BACKGROUND, AugmentSettings, apply_changes, draw_change
+from scanbridge.data.box import Box, box_of, take, widened
 from scanbridge.data.cache import Case
 
 
@@ -100,34 +100,29 @@ class Items:
         low, high = box[0].start, box[0].stop
         wanted = np.arange(z - self.radius, z + self.radius + 1)
         slices = wanted.clip(low, high - 1)
-        first = [self._corner(s, n, rng) for s, n in zip(box[1:], self.size, strict=True)]
+        spans = [self._span(s, n, rng) for s, n in zip(box[1:], self.size, strict=True)]
         exists = (wanted == slices)[:, None, None]
-        images = [self._cut(case.source, slices, first, -1.0)]
+        images = [_cut(case.source, slices, spans, BACKGROUND)]
         known = []
         for name in self._targets:
             if name in case.targets:
-                images.append(self._cut(case.targets[name], slices, first, -1.0))
-                known.append(self._cut(case.inside[name], slices, first, 0.0) * exists)
+                images.append(_cut(case.targets[name], slices, spans, BACKGROUND))
+                known.append(_cut(case.inside[name], slices, spans, 0.0) * exists)
             else:
-                images.append(np.full_like(images[0], -1.0))
+                images.append(np.full_like(images[0], BACKGROUND))
                 known.append(np.zeros_like(images[0]))
         return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(known).astype(np.float32))
 
-    def _corner(self, extent: slice, size: int, rng: np.random.Generator) -> int:
-        """Give the first voxel of an item: centred on the box where it fits, else at random inside it."""
+    def _span(self, extent: slice, size: int, rng: np.random.Generator) -> slice:
+        """Give the voxels of an item along an axis: about the box's middle where it fits, else at random inside it."""
         spare = (extent.stop - extent.start) - size
-        start = int(extent.start)
-        return start + int(rng.integers(spare + 1)) if spare > 0 else start - (-spare // 2)
+        if spare <= 0:
+            return widened(extent, size)
+        start = int(extent.start) + int(rng.integers(spare + 1))
+        return slice(start, start + size)
 
-    def _cut(
-        self, volume: NDArray[np.generic], slices: NDArray[np.int64], first: list[int], fill: float
-    ) -> NDArray[np.float32]:
-        out = np.full((len(slices), *self.size), fill, dtype=np.float32)
-        take, put = [], []
-        for start, size, length in zip(first, self.size, volume.shape[1:], strict=True):
-            low, high = max(start, 0), min(start + size, length)
-            take.append(slice(low, high))
-            put.append(slice(low - start, high - start))
-        for i, z in enumerate(slices):
-            out[i, put[0], put[1]] = volume[z, take[0], take[1]]
-        return out
+
+def _cut(
+    volume: NDArray[np.generic], slices: NDArray[np.int64], spans: Sequence[slice], fill: float
+) -> NDArray[np.float32]:
+    return np.stack([take(volume[z], spans, fill) for z in slices])
