@@ -43,8 +43,16 @@ demo: install
 	@echo
 	@echo "Open $(DEMO)/report.html in a browser; the translated volumes are in $(DEMO)/translations."
 
+# FLAIR to T1w, each person held out in turn; then CT to PET, two folds of five to learn from and one to be judged on.
+STS := --cohort $(DATA)/sts/cohort.csv
+PET := $(STS) --cache $(RUNS)/real/cache --set 'task.source="ct"' --set 'task.targets=["pet"]' \
+    --set 'grid.spacing=[4.0, 4.0, 4.0]' --set 'split.test=[0]' --set 'split.val=[1]' --set 'split.calibration=[2]'
+
 real: data install
 	$(BIN)/python benchmarks/leave_one_out.py --cohort $(DATA)/ms/cohort.csv --runs $(RUNS)/real
+	$(SCANBRIDGE) train configs/ct2mri-small.toml $(PET) --run $(RUNS)/real/pet/ct2mri
+	$(SCANBRIDGE) train configs/regression-small.toml $(PET) --run $(RUNS)/real/pet/regression
+	$(SCANBRIDGE) compare $(RUNS)/real/pet/ct2mri $(RUNS)/real/pet/regression $(STS) --out $(RUNS)/real/pet
 
 # The whole way over real scans in minutes: too little training for a good picture, enough to break what is broken.
 real-short: data install

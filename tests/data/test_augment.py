@@ -2,127 +2,197 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-import torch
 
-from scanbridge.data.augment import Change, apply_changes, draw_change
+from scanbridge.data import items as items_module
+from scanbridge.data.augment import Change, bend, draw_change, sample
+from scanbridge.data.cache import Case
+from scanbridge.data.grid import Grid
+from scanbridge.data.intensity import Scale
+from scanbridge.data.items import Items
 from scanbridge.runs.config import Augment
 
-MOVES = [
-    Change(flip=(True, False, False)),
-    Change(flip=(False, True, True)),
-    Change(shift=(3.0, -2.0)),
-    Change(angle=0.3, scale=1.2, shift=(1.5, 0.25), flip=(False, False, True)),
-]
+SHAPE = (9, 24, 20)
+FLIPS = [(True, False, False), (False, True, False), (False, False, True), (True, True, True)]
 
 
-def windows(n: int = 4, channels: int = 2, seed: int = 0) -> torch.Tensor:
-    rng = np.random.default_rng(seed)
-    return torch.from_numpy(rng.uniform(-1, 1, (n, channels, 3, 12, 16)).astype(np.float16).astype(np.float32))
+def case(source: np.ndarray, target: np.ndarray | None = None, spacing: tuple[float, ...] = (1.0, 1.0, 1.0)) -> Case:
+    target = source if target is None else target
+    grid = Grid(SHAPE, np.diag([*spacing, 1.0]))
+    return Case(
+        name="p",
+        subject="p",
+        source=source.astype(np.float16),
+        targets={"t": target.astype(np.float16)},
+        inside={"s": np.ones(SHAPE, np.bool_), "t": np.ones(SHAPE, np.bool_)},
+        foreground=np.ones(SHAPE, np.bool_),
+        grid=grid,
+        source_grid=grid,
+        scales={"t": Scale(0.0, 1.0, "1")},
+        clipped={},
+        content={},
+        covariates={},
+    )
 
 
-@pytest.mark.parametrize("settings", [Augment(), Augment(rotate=15.0, scale=0.2, flip=["columns", "rows", "slices"])])
-def test_source_and_target_move_together(settings):
-    source = windows(6, 1)
-    rng = np.random.default_rng(1)
-    changes = [draw_change(rng, settings) for _ in range(6)]
-    moved, _ = apply_changes(torch.cat([source, source], 1), torch.ones_like(source), changes, n_source=1)
-    assert torch.equal(moved[:, 0], moved[:, 1])
-    assert not torch.equal(moved[:, :1], source)
+def noise(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-1, 1, SHAPE).astype(np.float16).astype(np.float32)
 
 
-def test_contrast_changes_the_source_alone():
-    images = windows()
-    changes = [Change(gamma=1.3, gain=0.9)] * 4
-    moved, valid = apply_changes(images, torch.ones_like(images[:, :1]), changes, n_source=1)
-    assert torch.equal(moved[:, 1], images[:, 1])
-    assert not torch.equal(moved[:, 0], images[:, 0])
-    assert (moved.abs() <= 1).all()
+@pytest.fixture
+def changed(monkeypatch):
+    """Give the windows of a case under one change, in the order of their middle slices: source, target, validity."""
+
+    def make(of: Case, change: Change, radius: int = 0, size: tuple[int, ...] = SHAPE[1:]):
+        monkeypatch.setattr(items_module, "draw_change", lambda *_: change)
+        made = Items([of], radius=radius, size=size, targets=("t",), augment=Augment(), seed=0)
+        order = np.argsort([made._index[i][1] for i in made._order(0)])
+        batch = made.batch([int(i) for i in order])
+        return batch.source[:, 0].numpy(), batch.targets["t"][:, 0].numpy(), batch.valid["t"][:, 0].numpy()
+
+    return make
+
+
+def test_no_change_changes_no_bit(changed):
+    image = noise()
+    image[0, 0, :4] = np.array([5.9604645e-08, 6.1035156e-05, -5.9604645e-08, 3.0e-05], np.float16)
+    source, target, valid = changed(case(image), Change())
+    assert np.array_equal(source[:, 0], image)
+    assert np.array_equal(target[:, 0], image)
     assert valid.all()
 
 
-def test_no_change_changes_no_bit():
-    images = windows()
-    images[0, 0, 0, 0, :4] = torch.tensor([5.9604645e-08, 6.1035156e-05, -5.9604645e-08, 3.0e-05]).half().float()
-    moved, valid = apply_changes(images, torch.ones_like(images[:, :1]), [Change()] * 4, n_source=1)
-    assert torch.equal(moved, images)
+@pytest.mark.parametrize("flip", FLIPS)
+def test_a_flip_copies_bits(changed, flip):
+    image, other = noise(), noise(1)
+    axes = tuple(axis for axis, flipped in enumerate(flip) if flipped)
+    source, target, _ = changed(case(image, other), Change(flip=flip), radius=1)
+    plain, plain_target, _ = changed(case(image, other), Change(), radius=1)
+    assert np.array_equal(source, np.flip(plain, [axis + 1 for axis in axes]))
+    assert np.array_equal(target, np.flip(plain_target, [axis + 1 for axis in axes]))
+
+
+def test_a_shift_copies_bits_and_what_enters_is_background_and_not_valid_beyond_the_volume(changed):
+    image = noise()
+    source, target, valid = changed(case(image), Change(shift=(2.0, -3.0)))
+    assert np.array_equal(source[:, 0, 2:, :-3], image[:, :-2, 3:])
+    assert np.array_equal(target, source)
+    assert (source[:, 0, :2] == -1).all()
+    assert (source[:, 0, :, -3:] == -1).all()
+    assert valid[:, 0, 2:, :-3].all()
+    assert not valid[:, 0, :2].any()
+    assert not valid[:, 0, :, -3:].any()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [Change(angle=0.3), Change(tilt=(0.2, -0.1)), Change(angle=0.3, tilt=(0.1, 0.2), scale=1.2, shift=(1.5, 0.25))],
+)
+def test_source_target_and_validity_move_together(changed, change):
+    image = noise()
+    source, target, valid = changed(case(image), change, radius=1)
+    assert np.array_equal(source, target)
+    assert not np.array_equal(source, changed(case(image), Change(), radius=1)[0])
+    assert set(np.unique(valid)) == {0.0, 1.0}  # the corners come from beyond the volume
+    assert np.abs(source).max() <= 1
+    beyond = changed(case(np.full(SHAPE, 1.0)), change, radius=1)[0]
+    assert beyond[valid == 1].mean() > 0.9
+    assert beyond[valid == 0].mean() < -0.5
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (3.0, 1.0, 0.5)])
+def test_a_turn_is_a_turn_in_millimetres(spacing):
+    steps = np.diag(spacing)
+    for change in (Change(angle=0.4), Change(tilt=(0.3, 0.0)), Change(angle=-0.2, tilt=(0.1, 0.3), scale=1.3)):
+        rotation = steps @ change.matrix(spacing) @ np.linalg.inv(steps) * change.scale
+        np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
+        assert np.linalg.det(rotation) == pytest.approx(1.0)
+    np.testing.assert_allclose(Change().matrix(spacing), np.eye(3), atol=1e-15)
+    in_plane = Change(angle=0.4).matrix(spacing)
+    assert in_plane[0].tolist() == in_plane[:, 0].tolist() == [1.0, 0.0, 0.0]
+
+
+def test_a_quarter_turn_is_that_of_the_slices(changed):
+    image = np.full(SHAPE, -1.0, np.float32)
+    image[:, 11:13, 3:17] = 1  # a bar along the columns
+    source, *_ = changed(case(image), Change(angle=np.pi / 2))
+    np.testing.assert_allclose(source[:, 0, :, 9:11].mean(), np.where(image[:, 11:13] > 0, 1, -1).mean(), atol=0.3)
+    assert (source[4, 0, 6:18, 9:11] > 0.9).all()
+    assert (source[4, 0, :, :8] < -0.9).all()
+
+
+def test_a_tilted_window_shows_the_slices_it_passes(changed):
+    ramp = np.broadcast_to(np.linspace(-0.8, 0.8, SHAPE[0])[:, None, None], SHAPE)
+    source, *_ = changed(case(ramp), Change(tilt=(0.1, 0.0)))
+    rows = source[4, 0].mean(axis=1)
+    expected = np.sin(0.1) * (np.arange(SHAPE[1]) - (SHAPE[1] - 1) / 2) * 0.2
+    inner = slice(6, -6)  # away from what enters
+    np.testing.assert_allclose(rows[inner], -expected[inner], atol=5e-3)
+    np.testing.assert_allclose(source[4, 0, inner, inner].std(axis=1), 0, atol=1e-3)  # and not along the columns
+
+
+def test_a_scale_above_one_makes_the_image_larger(changed):
+    image = np.full(SHAPE, -1.0, np.float32)
+    image[:, 8:16, 6:14] = 1
+    source, *_ = changed(case(image), Change(scale=1.5))
+    assert int((source[4, 0] > 0).sum()) == pytest.approx(144, abs=24)
+
+
+def test_sampling_at_voxels_gives_the_voxels_and_the_fill_beyond():
+    image = noise()
+    points = np.stack(np.meshgrid(*(np.arange(-2, n + 2) for n in SHAPE), indexing="ij")).astype(np.float64)
+    padded = np.pad(image, 2, constant_values=-1.0)
+    assert np.array_equal(sample(image, points, -1.0, order=0), padded)
+    np.testing.assert_allclose(sample(image, points, -1.0), padded, atol=1e-4)
+    one = np.array([[4.0], [7.0], [9.0]])
+    np.testing.assert_allclose(sample(image, one, -1.0), image[4, 7, 9], atol=1e-3)  # however little is read
+
+
+def test_sampling_between_voxels_is_exact_for_a_plane():
+    volume = np.einsum("i,j,k->ijk", np.ones(40), np.arange(40), np.ones(40)) * 0.02 - 0.4
+    points = np.random.default_rng(0).uniform(14, 26, (3, 50))
+    np.testing.assert_allclose(sample(volume, points, -1.0), points[1] * 0.02 - 0.4, atol=1e-4)
+
+
+def test_contrast_changes_the_source_alone_and_keeps_its_range(changed):
+    image = noise()
+    source, target, valid = changed(case(image), Change(gamma=1.3, gain=0.9))
+    assert np.array_equal(target[:, 0], image)
+    assert not np.array_equal(source[:, 0], image)
+    assert np.abs(source).max() <= 1
     assert valid.all()
-
-
-@pytest.mark.parametrize("axes", [(0,), (1,), (2,), (0, 2)])
-def test_a_flip_copies_bits_and_two_flips_are_none(axes):
-    images, valid = windows(), (windows(channels=1, seed=2) > 0).float()
-    change = [Change(flip=tuple(axis in axes for axis in range(3)))] * 4
-    moved, known = apply_changes(images, valid, change, n_source=1)
-    assert torch.equal(moved, images.flip([axis + 2 for axis in axes]))
-    assert torch.equal(known, valid.flip([axis + 2 for axis in axes]))
-    back, known = apply_changes(moved, known, change, n_source=1)
-    assert torch.equal(back, images)
-    assert torch.equal(known, valid)
-
-
-def test_a_shift_copies_bits_and_what_enters_is_background_and_not_valid():
-    images, valid = windows(), torch.ones(4, 1, 3, 12, 16)
-    moved, known = apply_changes(images, valid, [Change(shift=(2.0, -3.0))] * 4, n_source=1)
-    assert torch.equal(moved[..., 2:, :-3], images[..., :-2, 3:])
-    assert (moved[..., :2, :] == -1).all()
-    assert (moved[..., -3:] == -1).all()
-    assert known[..., 2:, :-3].all()
-    assert not known[..., :2, :].any()
-    assert not known[..., -3:].any()
-
-
-@pytest.mark.parametrize("change", MOVES)
-def test_every_item_is_changed_its_own_way(change):
-    images, valid = windows(2), torch.ones(2, 1, 3, 12, 16)
-    both, _ = apply_changes(images, valid, [change, Change()], n_source=1)
-    alone, _ = apply_changes(images[:1], valid[:1], [change], n_source=1)
-    torch.testing.assert_close(both[:1], alone, rtol=0, atol=1e-5)
-    torch.testing.assert_close(both[1:], images[1:], rtol=0, atol=1e-5)
-
-
-def test_a_turn_is_a_turn_in_voxels_also_where_the_image_is_not_square():
-    images = torch.full((1, 2, 1, 24, 40), -1.0)
-    images[..., 11:13, 5:35] = 1  # a bar along the columns
-    quarter = [Change(angle=np.pi / 2)]
-    moved, _ = apply_changes(images, torch.ones(1, 1, 1, 24, 40), quarter, n_source=1)
-    assert (moved[0, 1, 0, :, 19:21] > 0.9).all()
-    assert (moved[0, 1, 0, :, :18] < -0.9).all()
-
-
-def test_a_scale_above_one_makes_the_image_larger():
-    images = torch.full((1, 2, 1, 32, 32), -1.0)
-    images[..., 12:20, 12:20] = 1
-    larger, _ = apply_changes(images, torch.ones(1, 1, 1, 32, 32), [Change(scale=1.5)], n_source=1)
-    assert int((larger[0, 1] > 0).sum()) == pytest.approx(144, abs=24)
-
-
-def test_validity_stays_zero_or_one():
-    valid = torch.zeros(1, 1, 3, 12, 16)
-    valid[..., 3:9, 4:12] = 1
-    _, known = apply_changes(windows(1), valid, [MOVES[-1]], n_source=1)
-    assert set(known.unique().tolist()) <= {0.0, 1.0}
-    assert known.any()
+    assert np.array_equal(bend(image, Change()), image)
+    assert bend(np.float32([-1, 1]), Change(gamma=1.3, gain=2.0)).tolist() == [-1, 1]
 
 
 def test_switching_one_kind_off_does_not_move_the_others():
-    full, part = Augment(contrast=0.2, flip=["rows"]), Augment(contrast=0.0, flip=[])
+    full = Augment(contrast=0.2, flip=["rows"], tilt=5.0)
+    part = full.model_copy(update={"contrast": 0.0, "flip": []})
     for seed in range(20):
         one, other = (draw_change(np.random.default_rng(seed), settings) for settings in (full, part))
-        assert one.shift == other.shift
+        assert (one.shift, one.tilt) == (other.shift, other.tilt)
         assert other.flip == (False, False, False)
         assert (other.gamma, other.gain) == (1.0, 1.0)
 
 
 def test_draws_fill_their_ranges():
-    rng, settings = np.random.default_rng(0), Augment(rotate=20.0, scale=0.1, contrast=0.2, shift=5.0, flip=["columns"])
+    rng = np.random.default_rng(0)
+    settings = Augment(rotate=20.0, tilt=10.0, scale=0.1, contrast=0.2, shift=5.0, flip=["columns"])
     drawn = [draw_change(rng, settings) for _ in range(500)]
     assert 0.4 < np.mean([change.flip[2] for change in drawn]) < 0.6
     assert not any(change.flip[0] or change.flip[1] for change in drawn)
     assert 15 < np.degrees(max(abs(change.angle) for change in drawn)) <= 20
+    assert 8 < np.degrees(max(abs(angle) for change in drawn for angle in change.tilt)) <= 10
     assert 0.9 <= min(change.scale for change in drawn) < 0.92
     assert 4.5 < max(abs(v) for change in drawn for v in change.shift) <= 5
     assert all(
         float(v).is_integer() for change in (draw_change(rng, Augment()) for _ in range(50)) for v in change.shift
     )
+
+
+def test_a_change_is_still_unless_it_turns():
+    assert not Change(shift=(1.0, 2.0), flip=(True, True, True), gamma=1.2).turns
+    assert all(replace(Change(), **turn).turns for turn in ({"angle": 0.1}, {"tilt": (0.0, 0.1)}, {"scale": 1.1}))

@@ -15,7 +15,7 @@ from scanbridge.data.items import Items
 from scanbridge.runs.config import Augment
 
 STILL = Augment(flip=[], shift=0.0)
-ALL = Augment(flip=["columns", "rows", "slices"], shift=3.0, rotate=10.0, scale=0.1, contrast=0.2)
+ALL = Augment(flip=["columns", "rows", "slices"], shift=3.0, rotate=10.0, tilt=8.0, scale=0.1, contrast=0.2)
 
 
 def case(seed: int, shape: tuple[int, int, int] = (9, 20, 14), targets: tuple[str, ...] = ("t1w", "t2w")) -> Case:

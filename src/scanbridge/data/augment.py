@@ -1,21 +1,26 @@
-"""Random changes of training windows: spatial for all images together, intensity for the source alone.
+"""Random changes of training windows: where a window is taken from, for all images alike, and the source's intensity.
 
-What changes is drawn by `draw_change` from one generator an item; `apply_changes` is deterministic.
+What changes is drawn by `draw_change` from one generator an item; everything after it is deterministic.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 import numpy as np
-import torch
-import torch.nn.functional as F  # noqa: N812 (the name that the field knows)
-from torch import Tensor
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from scanbridge.data.box import take
 
 BACKGROUND = -1.0
+_REACH = 8  # voxels: a cubic spline's coefficients forget a border by a quarter a voxel
+
+Array = NDArray[np.float32]
+Order = Literal[0, 3]
 
 
 class AugmentSettings(Protocol):
@@ -28,6 +33,8 @@ class AugmentSettings(Protocol):
     @property
     def rotate(self) -> float: ...  # noqa: D102
     @property
+    def tilt(self) -> float: ...  # noqa: D102
+    @property
     def scale(self) -> float: ...  # noqa: D102
     @property
     def contrast(self) -> float: ...  # noqa: D102
@@ -35,88 +42,90 @@ class AugmentSettings(Protocol):
 
 @dataclass(frozen=True)
 class Change:
-    """One drawn change: mirrored axes, an in-plane map, and gamma and gain of the source."""
+    """One drawn change.
+
+    Parameters
+    ----------
+    flip
+        Mirrored axes (slices, rows, columns).
+    shift
+        Voxels that the image moves by, rows and columns; whole ones where nothing turns.
+    angle, tilt
+        Radians: turn in plane; of the plane itself, about the columns' axis and about the rows'.
+    scale
+        Above 1 the image gets larger.
+    gamma, gain
+        Of the source's intensity in [0, 1].
+    """
 
     flip: tuple[bool, bool, bool] = (False, False, False)
     shift: tuple[float, float] = (0.0, 0.0)
     angle: float = 0.0
+    tilt: tuple[float, float] = (0.0, 0.0)
     scale: float = 1.0
     gamma: float = 1.0
     gain: float = 1.0
+
+    @property
+    def turns(self) -> bool:
+        """Whether values lie between voxels."""
+        return self.angle != 0 or any(self.tilt) or self.scale != 1
+
+    def matrix(self, spacing: Sequence[float]) -> NDArray[np.float64]:
+        """Give the (3, 3) map from offsets in the changed image to offsets in the image, in voxels: a turn in mm."""
+        (nod, lean), turn = self.tilt, self.angle
+        axes = ((nod, 0, 1), (lean, 0, 2), (turn, 1, 2))
+        rotation = np.linalg.multi_dot([_rotation(angle, first, second) for angle, first, second in axes])
+        steps = np.asarray(spacing, np.float64)
+        return np.asarray(rotation * steps / steps[:, None] / self.scale)
+
+
+def _rotation(angle: float, first: int, second: int) -> NDArray[np.float64]:
+    """Give the turn by an angle in the plane of two of three axes."""
+    matrix = np.eye(3)
+    matrix[first, first] = matrix[second, second] = math.cos(angle)
+    matrix[first, second], matrix[second, first] = -math.sin(angle), math.sin(angle)
+    return matrix
 
 
 def draw_change(rng: np.random.Generator, settings: AugmentSettings) -> Change:
     """Draw a change; a fixed number of draws, so that switching one kind off does not move the others."""
     coin = rng.random(3) < 0.5
     shift = rng.uniform(-1, 1, 2) * settings.shift
-    angle, scale, gamma, gain = rng.uniform(-1, 1, 4)
+    angle, scale, gamma, gain, nod, lean = rng.uniform(-1, 1, 6)
     axes = ("slices", "rows", "columns")
     flip = [bool(c) and axis in settings.flip for c, axis in zip(coin, axes, strict=True)]
-    whole = settings.rotate == 0 and settings.scale == 0
-    rows, columns = np.round(shift) if whole else shift
-    return Change(
+    change = Change(
         flip=(flip[0], flip[1], flip[2]),
-        shift=(float(rows), float(columns)),
+        shift=(float(shift[0]), float(shift[1])),
         angle=math.radians(float(angle) * settings.rotate),
+        tilt=(math.radians(float(nod) * settings.tilt), math.radians(float(lean) * settings.tilt)),
         scale=float(1 + scale * settings.scale),
         gamma=math.exp(float(gamma) * settings.contrast),
         gain=math.exp(float(gain) * settings.contrast),
     )
+    return change if change.turns else replace(change, shift=(round(change.shift[0]), round(change.shift[1])))
 
 
-def apply_changes(images: Tensor, valid: Tensor, changes: Sequence[Change], n_source: int) -> tuple[Tensor, Tensor]:
-    """Change windows of images (B, C, d, H, W) in [-1, 1] and their validity (B, V, d, H, W), each item its own way.
+def sample(volume: NDArray[Any], points: NDArray[np.float64], fill: float, *, order: Order = 3) -> Array:
+    """Read a volume (D, H, W) at `points` (3, ...) in voxels; `fill` beyond it.
 
-    The first `n_source` channels are the source, whose intensity changes too. What comes from outside is background
-    (-1) and not valid. Whole-voxel shifts and flips copy values; rotation and scale interpolate (bicubic).
+    A cubic spline through the voxels (`order` = 3), or the nearest voxel (0). No more of the volume is read than the
+    points need.
     """
-    n_channels, depth = images.shape[1], images.shape[2]
-    flipped = [_flip(torch.cat([i, v]), c.flip) for i, v, c in zip(images, valid, changes, strict=True)]
-    moved = _move(torch.stack(flipped), changes, n_channels).reshape(len(images), -1, depth, *images.shape[-2:])
-    images, valid = moved[:, :n_channels], moved[:, n_channels:].round()
-    source = images[:, :n_source]
-    bent = [_bend(item, change) for item, change in zip(source, changes, strict=True)]
-    return torch.cat([torch.stack(bent), images[:, n_source:].clamp(-1, 1)], dim=1), valid
+    flat = points.reshape(3, -1)
+    low = np.floor(flat.min(axis=1)).astype(int) - _REACH
+    high = np.ceil(flat.max(axis=1)).astype(int) + _REACH + 1
+    near = take(volume, [slice(int(a), int(b)) for a, b in zip(low, high, strict=True)], fill)
+    if order == 3:
+        near = ndimage.spline_filter(near, order, output=np.dtype(np.float32))
+    inside = points - low.reshape(3, *[1] * (points.ndim - 1))
+    return ndimage.map_coordinates(near, inside, order=order, prefilter=False)
 
 
-def _flip(window: Tensor, flip: tuple[bool, bool, bool]) -> Tensor:
-    axes = [axis for axis, mirrored in enumerate(flip, start=1) if mirrored]
-    return torch.flip(window, axes) if axes else window
-
-
-def _move(windows: Tensor, changes: Sequence[Change], n_images: int) -> Tensor:
-    """Map windows (B, C, d, H, W) in plane, slices as channels; images bicubic, validity nearest."""
-    images, valid = windows[:, :n_images].flatten(1, 2), windows[:, n_images:].flatten(1, 2)
-    if all(c.angle == 0 and c.scale == 1 for c in changes):
-        pairs = zip(images, valid, changes, strict=True)
-        return torch.stack([torch.cat([_roll(i, c.shift, BACKGROUND), _roll(v, c.shift, 0.0)]) for i, v, c in pairs])
-    height, width = windows.shape[-2:]
-    theta = torch.tensor([_map(c, height, width) for c in changes], dtype=windows.dtype)
-    grid = F.affine_grid(theta, [len(windows), 1, height, width], align_corners=False)
-    above = images - BACKGROUND  # what enters from outside is zero
-    images = F.grid_sample(above, grid, mode="bicubic", padding_mode="zeros", align_corners=False) + BACKGROUND
-    valid = F.grid_sample(valid, grid, mode="nearest", padding_mode="zeros", align_corners=False)
-    return torch.cat([images, valid], dim=1)
-
-
-def _map(change: Change, height: int, width: int) -> list[list[float]]:
-    """Give the 2 x 3 map from output to input in the coordinates of `affine_grid`, exact for non-square images."""
-    cos, sin = math.cos(change.angle) / change.scale, math.sin(change.angle) / change.scale
-    rows, columns = change.shift
-    return [[cos, -sin * height / width, -2 * columns / width], [sin * width / height, cos, -2 * rows / height]]
-
-
-def _roll(window: Tensor, shift: tuple[float, float], fill: float) -> Tensor:
-    """Shift (C, H, W) by whole voxels; `fill` enters."""
-    rows, columns = (int(step) for step in shift)
-    height, width = window.shape[-2:]
-    padded = F.pad(window, (abs(columns),) * 2 + (abs(rows),) * 2, value=fill)
-    top, left = abs(rows) - rows, abs(columns) - columns
-    return padded[:, top : top + height, left : left + width]
-
-
-def _bend(source: Tensor, change: Change) -> Tensor:
+def bend(source: Array, change: Change) -> Array:
     """Change gamma and gain of a source in [-1, 1]."""
     if change.gamma == 1 and change.gain == 1:
-        return source.clamp(-1, 1)
-    return 2 * (((source + 1) / 2).clamp(0, 1) ** change.gamma * change.gain).clamp(0, 1) - 1
+        return source
+    share = np.clip((source + 1) / 2, 0, 1) ** change.gamma * change.gain
+    return np.asarray(2 * np.clip(share, 0, 1) - 1, dtype=np.float32)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scanbridge.data.augment import BACKGROUND, AugmentSettings, apply_changes, draw_change
-from scanbridge.data.box import Box, box_of, take, widened
+from scanbridge.data.augment import BACKGROUND, AugmentSettings, Change, Order, bend, draw_change, sample
+from scanbridge.data.box import box_of, take, widened
 from scanbridge.data.cache import Case
+
+Array = NDArray[np.float32]
+Read = Callable[[NDArray[Any], float, Order], Array]
+"""``(volume, fill, order) -> window (d, H, W)``."""
 
 
 @dataclass(frozen=True)
@@ -77,52 +82,66 @@ class Items:
 
     def batch(self, numbers: Sequence[int], salt: int = 0) -> ItemArrays:
         """Give items by number; `salt` changes their augmentation, not their choice."""
-        which, images, valid, changes = [], [], [], []
+        which, windows = [], []
         for n in numbers:
             epoch, position = divmod(n, len(self))
             case, z = (int(v) for v in self._index[self._order(epoch)[position]])
-            rng = np.random.default_rng([self._seed, salt, n])
-            window, known = self._window(self.cases[case], self._boxes[case], z, rng)
             which.append(case)
-            images.append(window)
-            valid.append(known)
-            changes.append(draw_change(rng, self._augment))
-        moved, known = apply_changes(torch.stack(images), torch.stack(valid), changes, n_source=1)
+            windows.append(self._window(case, z, np.random.default_rng([self._seed, salt, n])))
+        images, known = (torch.from_numpy(np.stack(part)) for part in zip(*windows, strict=True))
         return ItemArrays(
-            source=moved[:, :1],
-            targets={name: moved[:, 1 + i : 2 + i] for i, name in enumerate(self._targets)},
+            source=images[:, :1],
+            targets={name: images[:, 1 + i : 2 + i] for i, name in enumerate(self._targets)},
             valid={name: known[:, i : i + 1] for i, name in enumerate(self._targets)},
             case=torch.tensor(which),
         )
 
-    def _window(self, case: Case, box: Box, z: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Cut one window: images (1 + T, d, H, W) and validity (T, d, H, W); missing neighbours copy the end slice."""
-        low, high = box[0].start, box[0].stop
-        wanted = np.arange(z - self.radius, z + self.radius + 1)
-        slices = wanted.clip(low, high - 1)
-        spans = [self._span(s, n, rng) for s, n in zip(box[1:], self.size, strict=True)]
-        exists = (wanted == slices)[:, None, None]
-        images = [_cut(case.source, slices, spans, BACKGROUND)]
-        known = []
+    def _window(self, index: int, z: int, rng: np.random.Generator) -> tuple[Array, Array]:
+        """Give one window, changed: images (1 + T, d, H, W) and validity (T, d, H, W)."""
+        case = self.cases[index]
+        spans = [self._span(s, n, rng) for s, n in zip(self._boxes[index][1:], self.size, strict=True)]
+        change = draw_change(rng, self._augment)
+        view = self._turned if change.turns else self._copied
+        read, exists = view(index, z, spans, change)
+        images, known = [bend(read(case.source, BACKGROUND, 3).clip(-1, 1), change)], []
         for name in self._targets:
             if name in case.targets:
-                images.append(_cut(case.targets[name], slices, spans, BACKGROUND))
-                known.append(_cut(case.inside[name], slices, spans, 0.0) * exists)
+                images.append(read(case.targets[name], BACKGROUND, 3).clip(-1, 1))
+                known.append(read(case.inside[name], 0.0, 0) * exists)
             else:
                 images.append(np.full_like(images[0], BACKGROUND))
                 known.append(np.zeros_like(images[0]))
-        return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(known).astype(np.float32))
+        mirrored = tuple(axis for axis, flipped in enumerate(change.flip, start=1) if flipped)
+        return np.flip(np.stack(images), mirrored).copy(), np.flip(np.stack(known), mirrored).copy()
 
     def _span(self, extent: slice, size: int, rng: np.random.Generator) -> slice:
         """Give the voxels of an item along an axis: about the box's middle where it fits, else at random inside it."""
         spare = (extent.stop - extent.start) - size
-        if spare <= 0:
-            return widened(extent, size)
-        start = int(extent.start) + int(rng.integers(spare + 1))
+        start = int(extent.start) + int(rng.integers(spare + 1)) if spare > 0 else widened(extent, size).start
         return slice(start, start + size)
 
+    def _copied(self, index: int, z: int, spans: Sequence[slice], change: Change) -> tuple[Read, Array]:
+        """Read a window that copies voxels; missing neighbours copy the end slice and are not valid."""
+        box = self._boxes[index][0]
+        wanted = np.arange(z - self.radius, z + self.radius + 1)
+        slices = wanted.clip(box.start, box.stop - 1)
+        moved = [slice(s.start - int(by), s.stop - int(by)) for s, by in zip(spans, change.shift, strict=True)]
 
-def _cut(
-    volume: NDArray[np.generic], slices: NDArray[np.int64], spans: Sequence[slice], fill: float
-) -> NDArray[np.float32]:
-    return np.stack([take(volume[z], spans, fill) for z in slices])
+        def read(volume: NDArray[Any], fill: float, order: Order) -> Array:  # noqa: ARG001  (copies need no order)
+            return np.stack([take(volume[at], moved, fill) for at in slices])
+
+        return read, (wanted == slices).astype(np.float32)[:, None, None]
+
+    def _turned(self, index: int, z: int, spans: Sequence[slice], change: Change) -> tuple[Read, Array]:
+        """Read a window between voxels: the subject turned about the middle of its foreground's box."""
+        middle = np.array([(span.start + span.stop - 1) / 2 for span in self._boxes[index]])
+        rows, columns = (np.arange(s.start, s.stop) - by for s, by in zip(spans, change.shift, strict=True))
+        grid = np.meshgrid(np.arange(z - self.radius, z + self.radius + 1), rows, columns, indexing="ij")
+        offsets = np.stack(grid) - middle.reshape(3, 1, 1, 1)
+        matrix = change.matrix(self.cases[index].grid.spacing)
+        points = np.tensordot(matrix, offsets, axes=1) + middle.reshape(3, 1, 1, 1)
+
+        def read(volume: NDArray[Any], fill: float, order: Order) -> Array:
+            return sample(volume, points, fill, order=order)
+
+        return read, np.ones((1, 1, 1), np.float32)
