@@ -141,12 +141,13 @@ class Stage(nn.ModuleList):
     """What is done between two skip connections: parts ``(map, Condition) -> map``, one after the other.
 
     `skips` says, in the encoder, that the result is kept for the decoder, and in the decoder, that a kept map is
-    concatenated to the input.
+    concatenated to the input. `ends` is the downsample factor of the level that the result is the last map of, on its
+    way down or up; 0 where more follows at that level.
     """
 
-    def __init__(self, *parts: nn.Module, skips: bool) -> None:
+    def __init__(self, *parts: nn.Module, skips: bool, ends: int = 0) -> None:
         super().__init__(parts)
-        self.skips = skips
+        self.skips, self.ends = skips, ends
 
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
         """Give the map behind the last part."""
@@ -160,8 +161,9 @@ def encoder(config: UNetConfig) -> Iterator[Stage]:
     by_block, coarsest, width = config.skips == "block", len(config.widths) - 1, config.channels
     for level, (level_width, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
         for block in range(depth):
-            kept = by_block or (block == depth - 1 and level < coarsest)
-            yield Stage(_block(config, width, level_width), *_level_attention(config, level), skips=kept)
+            last = block == depth - 1
+            kept, ends = by_block or (last and level < coarsest), 2**level * last
+            yield Stage(_block(config, width, level_width), *_level_attention(config, level), skips=kept, ends=ends)
             width = level_width
         if level < coarsest:
             yield Stage(_down(config, width), skips=by_block)
@@ -171,7 +173,8 @@ def middle(config: UNetConfig) -> Stage:
     """Give the stage at the coarsest level that is neither encoder nor decoder."""
     width = config.widths[-1]
     before, after = _block(config, width, width), _block(config, width, width)
-    return Stage(before, *_attention(config, width, config.middle), after, skips=False)
+    ends = 0 if config.skips == "block" else config.stride  # else the way up has no block at the coarsest level
+    return Stage(before, *_attention(config, width, config.middle), after, skips=False, ends=ends)
 
 
 def decoder(config: UNetConfig) -> Iterator[Stage]:
@@ -184,10 +187,11 @@ def decoder(config: UNetConfig) -> Iterator[Stage]:
             grown = level_width if config.resample == "pointwise" else width
             yield Stage(_up(config, width, grown), skips=False)
             width = grown
-        for block in range(config.depths[level] + 1 if by_block else config.depths[level] * (level < coarsest)):
-            takes = by_block or block == 0
+        depth = config.depths[level] + 1 if by_block else config.depths[level] * (level < coarsest)
+        for block in range(depth):
+            takes, ends = by_block or block == 0, 2**level * (block == depth - 1)
             block_in = width + (kept.pop() if takes else 0)
-            yield Stage(_block(config, block_in, level_width), *_level_attention(config, level), skips=takes)
+            yield Stage(_block(config, block_in, level_width), *_level_attention(config, level), skips=takes, ends=ends)
             width = level_width
 
 

@@ -10,6 +10,9 @@ Axes: B batch, C channels, L tokens; ``*S`` is (H, W) or (D, H, W).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name that the field knows)
 from torch import Tensor, nn
@@ -17,16 +20,20 @@ from torch.utils.checkpoint import checkpoint
 
 from scanbridge.nets.blocks import CONV, ResBlock, SelfAttention, Transformer, silu
 from scanbridge.nets.condition import Condition, mlp, sinusoid
-from scanbridge.nets.layout import UNetConfig, decoder, encoder, middle
+from scanbridge.nets.layout import Stage, UNetConfig, decoder, encoder, middle
 
-__all__ = ["UNet", "UNetConfig"]
+__all__ = ["UNet", "UNetConfig", "Visit", "Way"]
+
+Way = Literal["encoder", "decoder"]
+Visit = Callable[[Way, int, Tensor], Tensor]
+"""``(way, downsample factor, map) -> map``: sees the last map of a level on a way, and gives the one to go on with."""
 
 
 class UNet(nn.Module):
     """(B, in_channels, *S) -> (B, out_channels, *S), for any size S.
 
-    `encoder`, `middle` and `decoder` are `Stage` objects: whoever joins two networks (co-diffusion) walks them himself,
-    as `forward` does.
+    `encoder`, `middle` and `decoder` are `Stage` objects. Whoever looks at the maps between them, or joins two networks
+    there (co-diffusion), gives `forward` a `visit`.
 
     Parameters
     ----------
@@ -77,7 +84,13 @@ class UNet(nn.Module):
         return Condition(F.silu(sum(parts)) if parts else None, tokens)  # all blocks start with this SiLU
 
     def forward(
-        self, x: Tensor, t: Tensor | None = None, tokens: Tensor | None = None, vector: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor | None = None,
+        tokens: Tensor | None = None,
+        vector: Tensor | None = None,
+        *,
+        visit: Visit | None = None,
     ) -> Tensor:
         """Give the output of `x` (B, in_channels, *S), at its size.
 
@@ -91,6 +104,8 @@ class UNet(nn.Module):
             (B, L, token_channels).
         vector
             (B, vector_channels).
+        visit
+            Called with the last map of every level, on the way down (before it is kept for the decoder) and up.
 
         Raises
         ------
@@ -98,16 +113,21 @@ class UNet(nn.Module):
             If a condition is missing that the configuration names, or given that it does not.
         """
         condition = self.condition(t, tokens, vector)
+
+        def run(way: Way, stage: nn.Module, h: Tensor) -> Tensor:
+            h = self._run(stage, h, condition)
+            return visit(way, stage.ends, h) if visit is not None and isinstance(stage, Stage) and stage.ends else h
+
         size = x.shape[2:]
         h = self.stem(_pad(x, self.config.stride))
         kept = [h] if self.config.skips == "block" else []
         for stage in self.encoder:
-            h = self._run(stage, h, condition)
+            h = run("encoder", stage, h)
             if stage.skips:
                 kept.append(h)
-        h = self._run(self.middle, h, condition)
+        h = run("decoder", self.middle, h)
         for stage in self.decoder:
-            h = self._run(stage, torch.cat([h, kept.pop()], dim=1) if stage.skips else h, condition)
+            h = run("decoder", stage, torch.cat([h, kept.pop()], dim=1) if stage.skips else h)
         return _crop(self.last(silu(self.norm(h))), size)
 
     def _run(self, stage: nn.Module, x: Tensor, condition: Condition) -> Tensor:
