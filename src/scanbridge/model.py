@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from scanbridge.data.box import box_of, take, widened
 from scanbridge.data.cohort import ImageSpec
-from scanbridge.data.intensity import Scale
+from scanbridge.data.intensity import Scale, amplified, gain_to
 from scanbridge.errors import UserError
 from scanbridge.files import read_json, sha256
 from scanbridge.methods.base import Draws, Fitted, Request, Translator, load_method
@@ -48,6 +48,8 @@ class Model:
         Mean scale of the training images by name; a written MR volume uses it.
     residual_scale
         sd of the walk's grid, see the protocol.
+    source_median
+        Median of the training sources, which a source is brought to before it is translated; None for none.
     item_size
         Rows and columns of a training item: the network sees no less in a translation.
     run
@@ -64,6 +66,7 @@ class Model:
     specs: dict[str, ImageSpec]
     scales: dict[str, Scale]
     residual_scale: float | None = None
+    source_median: float | None = None
     item_size: tuple[int, int] = (0, 0)
     run: Path | None = None
     weights: dict[str, str] = field(default_factory=dict)
@@ -117,7 +120,7 @@ class Model:
                 )
             prefix = "statistics."
             fitted.statistics |= {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        cohort, specs, scales = _known(run / "cohort.json")
+        cohort, specs, scales, median = _known(run / "cohort.json")
         return cls(
             common=common,
             config=config,
@@ -127,6 +130,7 @@ class Model:
             specs=specs,
             scales=scales,
             residual_scale=_residual_scale(run / "residual_scale.json"),
+            source_median=median,
             item_size=item_size,
             run=run,
             weights=weights,
@@ -155,6 +159,8 @@ class Model:
         """
         if not foreground.any():
             raise UserError("the source has no foreground", "a scan with something in it", "look at it with 'check'")
+        if self.source_median is not None:
+            source = amplified(source, gain_to(self.source_median, source, foreground))
         box = box_of(foreground)
         rows, columns = (widened(span, size) for span, size in zip(box[1:], self.item_size, strict=True))
         seen = torch.from_numpy(take(source, (box[0], rows, columns), BACKGROUND))[None].to(self.device)
@@ -194,12 +200,14 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def _known(path: Path) -> tuple[dict[str, Any], dict[str, ImageSpec], dict[str, Scale]]:
-    """Read what training noted of its cohort: all of it, what each image is, and its scale."""
+def _known(path: Path) -> tuple[dict[str, Any], dict[str, ImageSpec], dict[str, Scale], float | None]:
+    """Read what training noted of its cohort: all of it, what each image is, its scale, and the sources' median."""
     cohort = read_json(path)
     try:
         specs = {name: _SPEC.validate_json(json.dumps(value)) for name, value in cohort["images"].items()}
-        return cohort, specs, {name: Scale(**value) for name, value in cohort["scales"].items()}
+        median = cohort.get("source_median")
+        scales = {name: Scale(**value) for name, value in cohort["scales"].items()}
+        return cohort, specs, scales, None if median is None else float(median)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} lacks what training wrote ({error!r})", "the file as it was written") from None
 

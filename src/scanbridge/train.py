@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from scanbridge.bridge.sample import DEFAULT_RESIDUAL_SCALE
 from scanbridge.data.cache import Case
+from scanbridge.data.intensity import amplified, gain_to, median_of
 from scanbridge.errors import UserError
 from scanbridge.files import read_json, sha256, write_json, write_text
 from scanbridge.fit import Progress, forecast, train_stage
@@ -68,8 +70,11 @@ def _train(
             "change train.batch_size or the number of processes",
         )
     cases = prepare_rows(plan, plan.rows("train"), cache)
+    median = _source_median(plan, cases)
+    if median is not None:
+        cases = [replace(case, gain=gain_to(median, case.source, case.foreground)) for case in cases]
     if fabric.is_global_zero:
-        _describe(plan, run, cases)
+        _describe(plan, run, cases, median)
     fabric.barrier()
     stop = _Stop()
     for stage in plan.method.stages(plan.config, targets):
@@ -136,7 +141,7 @@ class _Stop:
         return self.signal is not None
 
 
-def _describe(plan: Plan, run: Path, cases: Sequence[Case]) -> None:
+def _describe(plan: Plan, run: Path, cases: Sequence[Case], median: float | None) -> None:
     """Write what the run is, or hold it against what the folder already says."""
     content = {
         row.name: {
@@ -155,6 +160,7 @@ def _describe(plan: Plan, run: Path, cases: Sequence[Case]) -> None:
         "split": {part: list(subjects) for part, subjects in plan.split.items()},
         "content": content,
         "scales": scales,
+        "source_median": median,
     }
     text = plan.text
     if (run / "config.toml").is_file():
@@ -176,6 +182,13 @@ def _describe(plan: Plan, run: Path, cases: Sequence[Case]) -> None:
     write_json(run / "cohort.json", described)
     write_json(run / "environment.json", environment())
     write_text(run / "config.toml", text)
+
+
+def _source_median(plan: Plan, cases: Sequence[Case]) -> float | None:
+    """Give the mean of the training sources' medians; None where they stay as they are, or are in a unit."""
+    if not plan.common.task.match_median or plan.cohort.images[plan.common.task.source].kind in ("ct", "pet"):
+        return None
+    return float(np.mean([median_of(case.source, case.foreground) for case in cases]))
 
 
 def _columns(plan: Plan) -> set[str]:
@@ -215,7 +228,7 @@ def _as_tensors(case: Case) -> TrainingCase:
         return torch.from_numpy(np.array(array, dtype=np.float32))
 
     return TrainingCase(
-        tensor(case.source),
+        torch.from_numpy(amplified(case.source, case.gain)),
         {name: tensor(value) for name, value in case.targets.items()},
         torch.from_numpy(np.array(case.foreground)),
     )
@@ -234,7 +247,7 @@ def _picture(plan: Plan, fitted: Fitted, case: Case, folder: Path, images: int) 
     )
     middle = case.source.shape[0] // 2
     thin = slice(middle - 3, middle + 4)
-    source, foreground = np.array(case.source[thin], np.float32), np.array(case.foreground[thin])
+    source, foreground = amplified(case.source[thin], case.gain), np.array(case.foreground[thin])
     request = Request(target=plan.common.task.targets[0], subject="picture", product="one-call")
     estimate = model.draw(source, foreground, request).volumes[0, 3].cpu().numpy()
     truth = case.targets.get(request.target)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scanbridge.data.cohort import ImageSpec
-from scanbridge.data.intensity import Scale, scale_of
+from scanbridge.data.intensity import Scale, amplified, gain_to, median_of, scale_of
 from scanbridge.errors import UserError
 
 
@@ -73,3 +73,23 @@ def test_a_constant_image_is_refused_where_percentiles_are_taken():
     data = np.full((3, 3, 3), 7.0)
     with pytest.raises(UserError, match=r"constant in its foreground \(7\)"):
         scale_of(ImageSpec("mr"), data, data > 2)
+
+
+def test_a_gain_brings_the_median_where_it_is_wanted_and_leaves_what_is_there():
+    rng = np.random.default_rng(0)
+    image = rng.uniform(-1, 0.2, (8, 9, 10)).astype(np.float32)
+    body = image > -0.9
+    assert gain_to(median_of(image, body), image, body) == 1.0
+    assert np.array_equal(amplified(image, 1.0), image)
+    moved = amplified(image, gain_to(0.45, image, body))
+    assert median_of(moved, body) == pytest.approx(0.45, abs=1e-6)
+    assert (moved == -1).sum() == (image == -1).sum()
+    assert np.abs(moved).max() <= 1
+
+
+def test_a_gain_stays_within_a_factor_of_two():
+    body = np.ones((2, 2, 2), bool)
+    dark, black = np.full(body.shape, -0.99, np.float32), np.full(body.shape, -1.0, np.float32)
+    assert gain_to(0.7, dark, body) == 2.0
+    assert gain_to(0.7, black, body) == 1.0
+    assert gain_to(0.001, -dark, body) == 0.5

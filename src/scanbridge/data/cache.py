@@ -57,6 +57,8 @@ class Case:
         Image or foreground mask to the SHA-256 of its file.
     covariates
         As in the table.
+    gain
+        Factor of the source's intensity that a run applies before its networks see it.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Case:
     clipped: dict[str, float]
     content: dict[str, str]
     covariates: dict[str, float | str]
+    gain: float = 1.0
 
 
 def prepare(

@@ -12,6 +12,7 @@ from scanbridge.data.cohort import ImageSpec
 from scanbridge.errors import UserError
 
 _PERCENTILES = (0.5, 99.5)
+_LARGEST_GAIN = 2.0
 
 
 @dataclass(frozen=True)
@@ -78,3 +79,25 @@ def scale_of(spec: ImageSpec, data: NDArray[Any], foreground: NDArray[np.bool_])
     if not high > low:
         raise UserError(f"the image is constant in its foreground ({low:g})", "an image with contrast")
     return Scale(low, high, unit="1")
+
+
+def median_of(encoded: NDArray[Any], foreground: NDArray[np.bool_]) -> float:
+    """Give the median of an image in [-1, 1] over its foreground, as a share of its scale in [0, 1]."""
+    return float(np.median((encoded[foreground].astype(np.float64) + 1) / 2))
+
+
+def gain_to(median: float, encoded: NDArray[Any], foreground: NDArray[np.bool_]) -> float:
+    """Give the factor that brings an image's median to `median`, between a half and two.
+
+    The upper percentile of an MR scale follows what is rare and bright: lesions in FLAIR, vessels and fat. The median
+    follows tissue (docs/decisions/source-median.md).
+    """
+    own = median_of(encoded, foreground)
+    return float(np.clip(median / own, 1 / _LARGEST_GAIN, _LARGEST_GAIN)) if own > 0 else 1.0
+
+
+def amplified(encoded: NDArray[Any], gain: float) -> NDArray[np.float32]:
+    """Multiply an image in [-1, 1] by a factor, from its lower end; what gets too bright is clipped."""
+    values = np.asarray(encoded, np.float32)
+    brighter = values if gain == 1 else (values + 1) * np.float32(gain) - 1
+    return np.asarray(brighter.clip(-1, 1))

@@ -15,6 +15,7 @@ from torch import Tensor
 from scanbridge.data.augment import BACKGROUND, AugmentSettings, Change, Order, bend, draw_change, sample
 from scanbridge.data.box import box_of, take, widened
 from scanbridge.data.cache import Case
+from scanbridge.data.intensity import amplified
 
 Array = NDArray[np.float32]
 Read = Callable[[NDArray[Any], float, Order], Array]
@@ -103,7 +104,7 @@ class Items:
         change = draw_change(rng, self._augment)
         view = self._turned if change.turns else self._copied
         read, exists = view(index, z, spans, change)
-        images, known = [bend(read(case.source, BACKGROUND, 3).clip(-1, 1), change)], []
+        images, known = [bend(amplified(read(case.source, BACKGROUND, 3), case.gain), change)], []
         for name in self._targets:
             if name in case.targets:
                 images.append(read(case.targets[name], BACKGROUND, 3).clip(-1, 1))

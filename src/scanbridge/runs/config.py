@@ -41,6 +41,7 @@ class Task(Strict):
 
     source: str
     targets: list[str] = Field(min_length=1)
+    match_median: bool = Field(default=False, description="bring an MR source's median to that of training")
 
 
 class GridSettings(Strict):
