@@ -25,7 +25,7 @@ from scanbridge.bridge.noise import ItemNoise, stable_seed
 from scanbridge.data.cache import Case
 from scanbridge.data.items import ItemArrays, Items
 from scanbridge.errors import UserError
-from scanbridge.methods.base import Batch, Fitted, Stage, Statistics
+from scanbridge.methods.base import Batch, Fitted, Stage
 from scanbridge.runs.checkpoint import Generations, flatten, save_tensors
 from scanbridge.runs.config import Train
 from scanbridge.runs.log import Log
@@ -97,6 +97,7 @@ def train_stage(
     folder: Path,
     fabric: Fabric,
     *,
+    before: Fitted,
     statistics: Mapping[str, Tensor],
     facts: Mapping[str, Any],
     on_progress: Callable[[Progress], None] = lambda progress: None,  # noqa: ARG005
@@ -104,6 +105,8 @@ def train_stage(
     picture: Callable[[Fitted, int], None] = lambda fitted, images: None,  # noqa: ARG005
 ) -> bool:
     """Train one stage in `folder`, from its newest checkpoint if there is one; False if `stop` asked to leave.
+
+    `before` holds the earlier stages, frozen; `statistics` is what the stage itself has fitted.
 
     Raises
     ------
@@ -113,28 +116,29 @@ def train_stage(
     items = items_of(stage, settings, cases, targets)
     generations = Generations(folder)
     state = fresh_state(stage, settings, fabric)
-    fitted = Fitted(state.networks, {name: value.to(fabric.device) for name, value in statistics.items()})
+    own = Fitted(state.networks, {name: value.to(fabric.device) for name, value in statistics.items()})
+    fitted = before | own
     resumed = state.load(generations)
     if not resumed and fabric.is_global_zero:
         state.save(generations)
     with closing(Log(folder, state.images, enabled=fabric.is_global_zero)) as log:
         started, first = time.monotonic(), state.images
         while state.images < settings.images:
-            before = state.images
+            since = state.images
             loss = _update(stage, settings, items, state, fitted, fabric)
             if not math.isfinite(loss):
                 _roll_back(state, generations, folder)
                 continue
             rate = (state.images - first) / (time.monotonic() - started)
-            if _passed(before, state.images, settings.log_every):
+            if _passed(since, state.images, settings.log_every):
                 log.write(state.images, loss=loss, rate=rate, lr=state.optimizer.param_groups[0]["lr"])
             on_progress(Progress(stage.name, state.images, settings.images, loss, rate))
             leaving = _any(fabric, stop())
-            if leaving or _passed(before, state.images, settings.checkpoint_every):
+            if leaving or _passed(since, state.images, settings.checkpoint_every):
                 log.flush()
                 if fabric.is_global_zero:
                     state.save(generations)
-            if _passed(before, state.images, settings.picture_every) and fabric.is_global_zero:
+            if _passed(since, state.images, settings.picture_every) and fabric.is_global_zero:
                 with averaged(state):
                     picture(fitted, state.images)
             if leaving and state.images < settings.images:
@@ -297,13 +301,16 @@ def forecast(
     cases: Sequence[Case],
     targets: Sequence[str],
     fabric: Fabric,
-    statistics: Statistics,
+    before: Fitted,
 ) -> str:
-    """Run one update's worth of work without updating and say what the training will need."""
+    """Run one update's worth of work without updating and say what the training will need.
+
+    `before` holds the earlier stages and this one's statistics.
+    """
     items = items_of(stage, settings, cases, targets)
     networks = {name: channels_last(net) for name, net in stage.build().items()}
     n_parameters = sum(p.numel() for net in networks.values() for p in net.parameters())
-    fitted = Fitted({n: net.to(fabric.device) for n, net in networks.items()}, statistics)
+    fitted = before | Fitted({n: net.to(fabric.device) for n, net in networks.items()})
     numbers = list(range(settings.batch_size // fabric.world_size // settings.accumulate or 1))
     seconds = []
     for _ in range(2):

@@ -19,7 +19,7 @@ from scanbridge.data.cohort import ImageSpec
 from scanbridge.data.intensity import Scale, amplified, gain_to
 from scanbridge.errors import UserError
 from scanbridge.files import read_json, sha256
-from scanbridge.methods.base import Draws, Fitted, Request, Translator, load_method
+from scanbridge.methods.base import Draws, Fitted, Request, Stage, Translator, load_method
 from scanbridge.runs.checkpoint import load_tensors
 from scanbridge.runs.config import Common, read_tree, split_tree, validate
 
@@ -98,28 +98,11 @@ class Model:
         common = validate(Common, shared, str(path))
         method = load_method(common.method)
         config = validate(method.Config, own, str(path))
-        fitted, weights, item_size = Fitted({}, {}), {}, (0, 0)
+        fitted, weights, item_size = Fitted(), {}, (0, 0)
         for stage in method.stages(config, common.task.targets):
-            file = run / "stages" / stage.name / "weights.safetensors"
-            if not file.is_file():
-                raise UserError(f"{run}: stage '{stage.name}' has no weights yet", "a finished training", "train it")
-            tensors, facts = load_tensors(file)
-            if facts.get("config_sha256") != sha256(path):
-                raise UserError(
-                    f"{path} is not the configuration that {file} was trained with",
-                    "the file as training wrote it",
-                    "restore it; a walk is changed with --calls, --order and --grid",
-                )
+            made, facts = open_stage(stage, run, place)
+            fitted, item_size = fitted | made, _item_size(facts, run / "stages" / stage.name)
             weights[stage.name] = str(facts["sha256"])
-            item_size = _item_size(facts, file)
-            for name, network in stage.build().items():
-                own_tensors = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-                _fill(network, own_tensors, file)
-                fitted.networks[name] = (
-                    network.to(place, memory_format=torch.channels_last).eval().requires_grad_(False)
-                )
-            prefix = "statistics."
-            fitted.statistics |= {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         cohort, specs, scales, median = _known(run / "cohort.json")
         return cls(
             common=common,
@@ -179,6 +162,37 @@ class Model:
         )
 
 
+def open_stage(stage: Stage, run: Path, device: torch.device) -> tuple[Fitted, dict[str, Any]]:
+    """Load what a finished stage of a run made, frozen, and its facts.
+
+    Raises
+    ------
+    UserError
+        If it is not finished, or its weights are of another network or another configuration.
+    """
+    file = run / "stages" / stage.name / "weights.safetensors"
+    if not file.is_file():
+        raise UserError(f"{run}: stage '{stage.name}' has no weights yet", "a finished training", "train it")
+    tensors, facts = load_tensors(file)
+    if facts.get("config_sha256") != sha256(run / "config.toml"):
+        raise UserError(
+            f"{run / 'config.toml'} is not the configuration that {file} was trained with",
+            "the file as training wrote it",
+            "restore it; a walk is changed with --calls, --order and --grid",
+        )
+    made = Fitted(statistics=_under("statistics", tensors))
+    for name, network in stage.build().items():
+        _fill(network, _under(name, tensors), file)
+        network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        made.networks[name] = network.eval().requires_grad_(False)
+    return made, facts
+
+
+def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Give the tensors named ``prefix.rest`` by their rest."""
+    return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
+
+
 def device_of(name: str) -> torch.device:
     """Give the device that a user names: auto is the GPU of CUDA where there is one, else the CPU.
 
@@ -221,13 +235,13 @@ def _residual_scale(path: Path) -> float | None:
         raise UserError(f"{path} holds no 'value'", "the file as it was written", "remove it for the default") from None
 
 
-def _item_size(facts: Mapping[str, Any], file: Path) -> tuple[int, int]:
+def _item_size(facts: Mapping[str, Any], stage: Path) -> tuple[int, int]:
     """Read rows and columns of a training item; a size that no scan has would fill the memory."""
     rows, columns = (facts.get(axis) for axis in ("rows", "columns"))
     if isinstance(rows, int) and isinstance(columns, int) and max(rows, columns) <= LARGEST_ITEM:
         return rows, columns
     raise UserError(
-        f"{file.with_suffix('.json')}: rows = {rows}, columns = {columns}",
+        f"{stage / 'weights.json'}: rows = {rows}, columns = {columns}",
         f"the size of a training item, at most {LARGEST_ITEM}",
         "restore the file as it was written",
     )

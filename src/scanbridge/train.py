@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,7 +24,7 @@ from scanbridge.files import read_json, sha256, write_json, write_text
 from scanbridge.fit import Progress, forecast, train_stage
 from scanbridge.methods.base import Fitted, Request, TrainingCase
 from scanbridge.metrics.floors import fit_floors
-from scanbridge.model import Model, device_of
+from scanbridge.model import Model, device_of, open_stage
 from scanbridge.plan import Plan, prepare_rows, resolved
 from scanbridge.runs.checkpoint import environment
 from scanbridge.runs.config import Train
@@ -76,20 +77,23 @@ def _train(
     if fabric.is_global_zero:
         _describe(plan, run, cases, median)
     fabric.barrier()
-    stop = _Stop()
-    for stage in plan.method.stages(plan.config, targets):
+    stop, before, stages = _Stop(), Fitted(), plan.method.stages(plan.config, targets)
+    for stage in stages:
         folder = run / "stages" / stage.name
+        own = settings if stage.images is None else settings.model_copy(update={"images": stage.images})
         if not (folder / "weights.json").is_file():
-            statistics = stage.fit([_as_tensors(case) for case in cases])
+            statistics = stage.fit([_as_tensors(case) for case in cases], before)
             folder.mkdir(parents=True, exist_ok=True)
-            say(forecast(stage, settings, cases, targets, fabric, statistics))
+            say(forecast(stage, own, cases, targets, fabric, before | Fitted(statistics=statistics)))
+            picture = partial(_picture, plan, cases[0], folder) if stage is stages[-1] else _no_picture
             finished = train_stage(
                 stage,
-                settings,
+                own,
                 cases,
                 targets,
                 folder,
                 fabric,
+                before=before,
                 statistics=statistics,
                 facts={
                     "method": plan.common.method,
@@ -98,10 +102,12 @@ def _train(
                 },
                 on_progress=on_progress,
                 stop=stop,
-                picture=lambda fitted, images, folder=folder: _picture(plan, fitted, cases[0], folder, images),  # type: ignore[misc]
+                picture=picture,
             )
             if not finished:
                 return 128 + (stop.signal or signal.SIGTERM)  # another process was asked to leave
+        if stage is not stages[-1]:
+            before = before | open_stage(stage, run, fabric.device)[0]
     if fabric.is_global_zero and not (run / "done").is_file():
         _finish(plan, run, cache, cases, fabric.device)
         write_text(run / "done", "")
@@ -234,7 +240,11 @@ def _as_tensors(case: Case) -> TrainingCase:
     )
 
 
-def _picture(plan: Plan, fitted: Fitted, case: Case, folder: Path, images: int) -> None:
+def _no_picture(fitted: Fitted, images: int) -> None:
+    """Draw nothing: a stage that is not the last translates nothing yet."""
+
+
+def _picture(plan: Plan, case: Case, folder: Path, fitted: Fitted, images: int) -> None:
     """Draw the middle slices of one case: source, what the network makes of it in one call, and the truth."""
     model = Model(
         common=plan.common,

@@ -7,7 +7,7 @@ import torch
 from test_laws import TARGET, made, volume
 
 from scanbridge.errors import UserError
-from scanbridge.methods.base import TrainingCase
+from scanbridge.methods.base import Fitted, TrainingCase
 from scanbridge.methods.ct2mri import N_BINS, style_key
 
 
@@ -85,10 +85,10 @@ def test_a_style_that_is_none_is_refused(ct2mri):
 
 def test_the_statistics_are_those_of_the_cases(ct2mri):
     cases = [TrainingCase(volume(n)[0], {TARGET: volume(n + 1)[0]}, volume(n)[0] > 0) for n in (20, 30)]
-    statistics = ct2mri.stage.fit(cases)
+    statistics = ct2mri.stage.fit(cases, Fitted())
     assert torch.equal(statistics["style_keys"][1], style_key(volume(31)[0]))
     assert torch.equal(statistics["source_keys"][0], style_key(volume(20)[0]))
-    assert made("ct2mri", style={"use": False}).stage.fit(cases) == {}
+    assert made("ct2mri", style={"use": False}).stage.fit(cases, Fitted()) == {}
 
 
 @pytest.mark.parametrize("product", ["estimate", "draw"])

@@ -60,7 +60,7 @@ def made(name: str, **tables: Any) -> Made:
             for parameter in network.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
     cases = [TrainingCase(volume(i)[0], {TARGET: volume(10 + i)[0] ** 3}, volume(i)[0] > -0.5) for i in range(3)]
-    return Made(stage, Fitted(networks, stage.fit(cases)), config, module)
+    return Made(stage, Fitted(networks, stage.fit(cases, Fitted())), config, module)
 
 
 def batch(n: int = 3, width: int = 3) -> Batch:

@@ -70,8 +70,12 @@ class TrainingCase:
 class Fitted:
     """What training made: networks, and statistics of the training split that have no gradient."""
 
-    networks: dict[str, nn.Module]
+    networks: dict[str, nn.Module] = field(default_factory=dict)
     statistics: Statistics = field(default_factory=dict)
+
+    def __or__(self, later: Fitted) -> Fitted:
+        """Give what two stages made together."""
+        return Fitted({**self.networks, **later.networks}, {**self.statistics, **later.statistics})
 
 
 @dataclass(frozen=True)
@@ -87,16 +91,19 @@ class Stage:
     build
         Gives fresh networks by name.
     loss
-        ``(fitted, batch, noise) -> (loss, numbers to log)``.
+        ``(fitted, batch, noise) -> (loss, numbers to log)``; `fitted` holds the earlier stages too, frozen.
     fit
-        Statistics over the training cases, computed before training and kept with the weights.
+        ``(cases, earlier stages) -> statistics`` over the training cases, before training, kept with the weights.
+    images
+        How many it is trained on, where that is not the run's own number.
     """
 
     name: str
     item: Item
     build: Callable[[], dict[str, nn.Module]]
     loss: Callable[[Fitted, Batch, ItemNoise], tuple[Tensor, dict[str, float]]]
-    fit: Callable[[Sequence[TrainingCase]], Statistics] = lambda cases: {}  # noqa: ARG005  (most have none)
+    fit: Callable[[Sequence[TrainingCase], Fitted], Statistics] = lambda cases, before: {}  # noqa: ARG005  (most have none)
+    images: int | None = None
 
 
 @dataclass(frozen=True)

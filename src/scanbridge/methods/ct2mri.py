@@ -111,7 +111,7 @@ def stages(config: Config, targets: Sequence[str]) -> tuple[Stage, ...]:
         tokens = N_BINS if config.style.use else 0
         return {"unet": WindowNet(config.network, Item(config.radius).width, state=True, tokens=tokens)}
 
-    def fit(cases: Sequence[TrainingCase]) -> Statistics:
+    def fit(cases: Sequence[TrainingCase], before: Fitted) -> Statistics:  # noqa: ARG001  (there is none before)
         if not config.style.use:
             return {}
         return {
