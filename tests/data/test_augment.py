@@ -180,10 +180,11 @@ def test_switching_one_kind_off_does_not_move_the_others():
 
 def test_draws_fill_their_ranges():
     rng = np.random.default_rng(0)
-    settings = Augment(rotate=20.0, tilt=10.0, scale=0.1, contrast=0.2, shift=5.0, flip=["columns"])
+    settings = Augment(turned=0.8, rotate=20.0, tilt=10.0, scale=0.1, contrast=0.2, shift=5.0, flip=["columns"])
     drawn = [draw_change(rng, settings) for _ in range(500)]
     assert 0.4 < np.mean([change.flip[2] for change in drawn]) < 0.6
     assert not any(change.flip[0] or change.flip[1] for change in drawn)
+    assert 0.7 < np.mean([change.turns for change in drawn]) < 0.9
     assert 15 < np.degrees(max(abs(change.angle) for change in drawn)) <= 20
     assert 8 < np.degrees(max(abs(angle) for change in drawn for angle in change.tilt)) <= 10
     assert 0.9 <= min(change.scale for change in drawn) < 0.92

@@ -31,6 +31,8 @@ class AugmentSettings(Protocol):
     @property
     def shift(self) -> float: ...  # noqa: D102
     @property
+    def turned(self) -> float: ...  # noqa: D102
+    @property
     def rotate(self) -> float: ...  # noqa: D102
     @property
     def tilt(self) -> float: ...  # noqa: D102
@@ -89,10 +91,15 @@ def _rotation(angle: float, first: int, second: int) -> NDArray[np.float64]:
 
 
 def draw_change(rng: np.random.Generator, settings: AugmentSettings) -> Change:
-    """Draw a change; a fixed number of draws, so that switching one kind off does not move the others."""
+    """Draw a change; a fixed number of draws, so that switching one kind off does not move the others.
+
+    A share of the items turns. The others copy voxels: what was interpolated has lost detail, and a network that saw
+    nothing else paints too smoothly.
+    """
     coin = rng.random(3) < 0.5
+    turning = float(rng.random() < settings.turned)
     shift = rng.uniform(-1, 1, 2) * settings.shift
-    angle, scale, gamma, gain, nod, lean = rng.uniform(-1, 1, 6)
+    angle, scale, gamma, gain, nod, lean = rng.uniform(-1, 1, 6) * [turning, turning, 1, 1, turning, turning]
     axes = ("slices", "rows", "columns")
     flip = [bool(c) and axis in settings.flip for c, axis in zip(coin, axes, strict=True)]
     change = Change(

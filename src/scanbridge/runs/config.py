@@ -65,6 +65,7 @@ class Augment(Strict):
 
     flip: list[Axis] = Field(default_factory=_mirrored)
     shift: float = Field(default=4.0, ge=0, description="voxels, in plane")
+    turned: float = Field(default=0.5, ge=0, le=1, description="share of the items that rotate, tilt and scale")
     rotate: float = Field(default=0.0, ge=0, lt=180, description="degrees, in plane")
     tilt: float = Field(default=0.0, ge=0, lt=90, description="degrees, of the plane")
     scale: float = Field(default=0.0, ge=0, lt=1, description="share of the size")
