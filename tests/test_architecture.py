@@ -19,9 +19,10 @@ PACKAGE = SOURCE / "scanbridge"
 
 FOUNDATION = {"errors", "files", "strict"}
 ENGINE = {*FOUNDATION, "bridge", "data", "methods", "runs"}
+CHOICES = {"options", "signals", "calibration"}
 VERBS = {
     *("check", "simulate", "info", "judge", "evaluate", "evaluation_page", "compare"),
-    *("calibrate", "ablate", "downstream", "probe"),
+    *("calibrate", "residuals", "ablate", "downstream", "probe"),
 }
 
 # unit: the units of ours that it may import, itself aside
@@ -39,14 +40,18 @@ ALLOWED: dict[str, set[str]] = {
     "fit": ENGINE,
     "model": ENGINE,
     "train": {*ENGINE, "plan", "fit", "model", "metrics.floors"},
-    "translation": {*ENGINE, "model"},
-    "translate": {*ENGINE, "model", "translation"},
-    "api": {"data", "model", "translation"},
+    "options": {"methods", "files"},
+    "signals": {"methods"},
+    "calibration": {*ENGINE, "model", "options", "signals", "metrics.conformal"},
+    "translation": {*ENGINE, *CHOICES, "model"},
+    "translate": {*ENGINE, *CHOICES, "model", "translation"},
+    "api": {"data", "model", "options", "translation"},
     "report": {"errors", "metrics"},  # tables and arrays in, a page out
-    "cli": {*VERBS, "plan", "train", "translate", "translation", "errors", "files", "methods"},
+    "cli": {*VERBS, "plan", "train", "translate", "translation", "options", "errors", "files", "methods"},
 }
 ALLOWED |= {
-    verb: {*ENGINE, *VERBS, "fit", "model", "train", "translate", "translation", "metrics", "report"} for verb in VERBS
+    verb: {*ENGINE, *VERBS, *CHOICES, "fit", "model", "train", "translate", "translation", "metrics", "report"}
+    for verb in VERBS
 }
 
 # of the packages of others, all that the inner rooms need

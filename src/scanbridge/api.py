@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from scanbridge.data.nifti import Volume, read
 from scanbridge.model import Model
-from scanbridge.translation import Options, Translation, translate_volume
+from scanbridge.options import Options
+from scanbridge.translation import Translation, translate_volume
 
 __all__ = ["Run", "Translation"]
 
@@ -45,12 +46,12 @@ class Run:
         affine
             (4, 4) voxel to mm, RAS+; needed with an array.
         options
-            As in `Options`: target, samples, seed, calls, order, grid, eta, temperature, style.
+            As in `Options`: target, samples, seed, calls, order, grid, eta, temperature, style, interval.
 
         Returns
         -------
         Translation
-            On the scan's own grid.
+            On the scan's own grid; with `low` and `high` where the run is calibrated for just this.
         """
         if isinstance(volume, str | Path):
             volume = read(volume)

@@ -120,12 +120,16 @@ def translate(
     device: Device = "auto",
     shard: Annotated[str, typer.Option("--shard", help="i/n: the i-th of n parts of the inputs.")] = "1/1",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write anew what was made otherwise.")] = False,
+    interval: Annotated[
+        bool | None, typer.Option("--interval/--no-interval", help="Demand intervals, or leave them out.")
+    ] = None,
 ) -> None:
     """Translate scans; the results lie on the scans' own grids, finished ones are kept."""
+    from scanbridge.options import Options
     from scanbridge.translate import translate_all
-    from scanbridge.translation import Options
 
-    options = Options(target, samples, seed, calls, order, grid, eta, style=style, foreground=foreground)  # type: ignore[arg-type]
+    walk = (calls, order, grid, eta)
+    options = Options(target, samples, seed, *walk, style=style, foreground=foreground, interval=interval)  # type: ignore[arg-type]
     with _bar("translating") as advance:
         made, kept = translate_all(
             run,
@@ -139,6 +143,45 @@ def translate(
             say=lambda text: print(text, file=sys.stderr),
         )
     print(f"{made} translated, {kept} were there already: {out}")
+
+
+@app.command()
+def calibrate(
+    run: Run,
+    cohort: CohortOption,
+    split: Annotated[str, typer.Option("--split", help="calibration, or external for a new cohort.")] = "calibration",
+    miss: Annotated[float, typer.Option("--miss", help="Share of a patient's voxels that may lie outside.")] = 0.1,
+    patients: Annotated[
+        float | None, typer.Option("--patients", help="Share of patients for whom that holds; 0.9 if left out.")
+    ] = None,
+    signal: Annotated[
+        str | None, typer.Option("--signal", help="windows or spread; the val subjects choose if left out.")
+    ] = None,
+    control: Annotated[
+        str, typer.Option("--control", help="quantile (of patients) or risk (on average).")
+    ] = "quantile",
+    samples: Annotated[int, typer.Option("--samples", min=0, help="Draws a patient, for the signal 'spread'.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Turn the uncertainty of a run into a promise, with patients that nothing in it has touched."""
+    from scanbridge.calibrate import calibrate_run
+
+    with _bar("calibrating") as advance:
+        made = calibrate_run(
+            run,
+            cohort,
+            split=split,
+            miss=miss,
+            patients=patients,
+            signal=signal,
+            control=control,
+            samples=samples,
+            device=device,
+            on_progress=advance,
+            say=lambda text: print(text, file=sys.stderr),
+        )
+    print(made.made, file=sys.stderr)
+    print(made.sentence)
 
 
 @app.command()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from scanbridge.calibration import Calibration
 from scanbridge.data.cohort import Cohort, Row, read_cohort
 from scanbridge.errors import UserError, nearest
 from scanbridge.evaluation_page import page_of
@@ -16,7 +18,8 @@ from scanbridge.judge import Judged, On, judge_floors, judge_run, load_truth
 from scanbridge.metrics.floors import Floors
 from scanbridge.metrics.statistics import leaders, paired, summarise
 from scanbridge.model import Model
-from scanbridge.translation import Options
+from scanbridge.options import Options
+from scanbridge.translate import stem
 
 PARTS = ("test", "val", "calibration", "external")
 METRICS = ("psnr", "ssim_3d", "mae")
@@ -104,24 +107,41 @@ def judge_split(
     rows = choose_rows(table, models, task, split)
     floors = Floors.from_json(read_json(_folder(first) / "floors.json"))
     make_folder(out)
+    samples = {name: _samples_for(model) if on == "target" else 0 for name, model in models.items()}
     judged: list[Judged] = []
     for index, row in enumerate(rows):
         truth = load_truth(table, row, first, on)
         for step, (name, model) in enumerate(models.items()):
             on_progress(index + step / len(models), len(rows), f"{row.name}: {name}")
             options = Options(
+                samples=samples[name],
                 style=_style_for(model, style, row.images[task[1]]),
                 oracle=oracle,
                 foreground=None if (mask := table.foreground_mask(row, task[0])) is None else row.masks[mask],
                 on="source" if on == "target" else "model",
             )
             marked = f"{name} {ORACLE}" if oracle else name
-            own = out / ("translations" if on == "target" else "translations-model-grid") / marked
-            given = translations if model is first else None  # what stands beside it was made by other weights
-            judged += judge_run(marked, model, truth, given or own, options)
+            kind = "translations" if on == "target" else "translations-model-grid"
+            folder = out / kind / marked / row.name  # scans of several people may have one file name
+            if translations is not None and model is first:  # what stands beside it was made by other weights
+                folder = translations
+                options = _as_given(options, folder / f"{stem(row.images[task[0]])}_{task[1]}.json")
+            judged += judge_run(marked, model, truth, folder, options)
         judged += judge_floors(floors, truth)
         on_progress(index + 1, len(rows), row.name)
     return judged
+
+
+def _samples_for(model: Model) -> int:
+    """Give the draws that a run's intervals need."""
+    calibration = None if model.run is None else Calibration.of_run(model.run)
+    return 0 if calibration is None else calibration.samples
+
+
+def _as_given(options: Options, about: Path) -> Options:
+    """Leave a given translation as it is: one without an interval gets none, nor draws for it."""
+    bare = about.is_file() and not read_json(about).get("interval")
+    return replace(options, interval=False, samples=0) if bare else options
 
 
 def _style_for(model: Model, style: str | None, target: Path) -> str | None:

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 
 from scanbridge import __version__
+from scanbridge.calibration import FILE
 from scanbridge.judge import Judged
 from scanbridge.model import Model
 from scanbridge.report.figures import (
@@ -15,9 +17,11 @@ from scanbridge.report.figures import (
     Series,
     dot_plot,
     error_against_uncertainty,
+    misses_by_width,
     risk_coverage_curves,
     training_curves,
 )
+from scanbridge.report.intervals import Intervals
 from scanbridge.report.page import ReportContext, Subject, Uncertainty, render
 from scanbridge.report.picture import Picture
 from scanbridge.report.planes import draw
@@ -38,6 +42,7 @@ def page_of(
     """Give the page of an evaluation as HTML."""
     first = next(iter(models.values()))
     shown = [each for each in judged if each.run == judged[0].run]
+    intervals = _intervals(judged, summary)
     return render(
         ReportContext(
             source=first.common.task.source,
@@ -49,6 +54,8 @@ def page_of(
             plots=[_dots(judged, summary)],
             subjects=_subjects(shown, judged),
             uncertainty=_uncertainty(shown),
+            intervals=intervals,
+            interval_plots=_interval_plots(intervals),
             training=_training(models),
             settings=_settings(models),
         )
@@ -65,7 +72,18 @@ def _data(models: Mapping[str, Model], one: Judged, facts: Mapping[str, Any]) ->
         ("Trained on", "; ".join(f"{name}: {n} people" for name, n in train.items())),
         ("Metrics", f"on {on} ({spacing} mm), foreground of the source; unit: {unit}"),
         ("Products", "rows named after a run are its estimate; ':one-call' is the same network's first call"),
+        *_not_judged(models, facts),
         ("Weights", "; ".join(f"{name}: {digest[:12]}" for name, m in models.items() for digest in m.weights.values())),
+    ]
+
+
+def _not_judged(models: Mapping[str, Model], facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Say why calibrated runs show no interval on the people who calibrated them."""
+    calibrated = [name for name, model in models.items() if model.run and (model.run / FILE).is_file()]
+    if facts["split"] not in ("val", "calibration") or not calibrated:
+        return []
+    return [
+        ("Intervals", f"of {', '.join(calibrated)} are not judged here: the calibration was made with these people")
     ]
 
 
@@ -114,6 +132,47 @@ def _uncertainty(shown: Sequence[Judged]) -> Uncertainty | None:
         error_against_uncertainty(error, doubt, np.ones(error.shape, dtype=np.bool_), unit=unit),
     ]
     return Uncertainty(rows, unit, len(ranked), plots)
+
+
+def _intervals(judged: Sequence[Judged], summary: Rows) -> list[Intervals]:
+    """Gather what the intervals of each calibrated run did, patient by patient."""
+    found = []
+    for run in dict.fromkeys(each.run for each in judged if each.kept is not None):
+        kept = [(str(each.rows[0]["subject"]), each.kept) for each in judged if each.run == run and each.kept]
+        worst = {subject: max((k for s, k in kept if s == subject), key=lambda k: k.miss) for subject, _ in kept}
+        promise = kept[0][1].calibration
+        good = sum(each.miss <= promise.miss for each in worst.values())
+        share = binomtest(good, len(worst)).proportion_ci()
+        found.append(
+            Intervals(
+                run=run,
+                promise=promise.sentence,
+                allowed=promise.miss,
+                patients=[(subject, each.miss, each.width) for subject, each in worst.items()],
+                within=(float(share.low), float(share.high)),
+                rows={r["metric"]: r for r in summary if (r["run"], r["region"]) == (run, "foreground")},
+                quarters=np.mean([each.by_width for each in worst.values()], axis=0).tolist(),
+            )
+        )
+    return found
+
+
+def _interval_plots(intervals: Sequence[Intervals]) -> list[Picture]:
+    """Draw every patient against what is allowed, and misses by width."""
+    if not intervals:
+        return []
+    rows = []
+    for each in intervals:
+        of = each.rows["miss"]
+        rows.append(Dots(each.run, [miss for _, miss, _ in each.patients], of["mean"], of["low"], of["high"]))
+    rows += [Dots("allowed", [], share, reference=True) for share in dict.fromkeys(each.allowed for each in intervals)]
+    dots = dot_plot(
+        rows,
+        label="share of a patient's voxels outside their interval",
+        alt="Share of voxels outside their interval, a dot for every patient, beside the share that is allowed",
+    )
+    series = [Series(each.run, [1, 2, 3, 4], list(each.quarters)) for each in intervals]
+    return [dots, misses_by_width(series, allowed=[each.allowed for each in intervals])]
 
 
 def _training(models: Mapping[str, Model]) -> list[Picture]:

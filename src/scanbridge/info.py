@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from scanbridge.calibration import Calibration
 from scanbridge.errors import UserError
 from scanbridge.files import read_json
 from scanbridge.methods.base import load_method
@@ -49,9 +50,22 @@ def describe(run: Path) -> str:
         walk = getattr(config, product, None)
         if walk is not None:
             lines.append(f"{product}: {walk.walk}, {walk.calls} network calls, grid {walk.grid}, order {walk.order}")
-    calibrated = (run / "calibration.json").is_file()
-    lines.append("uncertainty: calibrated" if calibrated else "uncertainty: a ranking, not a promise (not calibrated)")
+    lines += _promised(run)
     return "\n".join(lines)
+
+
+def _promised(run: Path) -> list[str]:
+    """Say what the uncertainty of a run is worth."""
+    calibration = Calibration.of_run(run)
+    if calibration is None:
+        return ["uncertainty: a ranking, not a promise (not calibrated)"]
+    weights = {path.parent.name: read_json(path).get("sha256") for path in sorted(run.glob("stages/*/weights.json"))}
+    if calibration.procedure.get("weights") != weights:
+        return ["uncertainty: a ranking, not a promise (calibration.json was made with other weights)"]
+    return [
+        f"uncertainty: calibrated for {calibration.procedure.get('target')}; {calibration.sentence}",
+        f"interval: {calibration.made}",
+    ]
 
 
 _WORDS = {"S": "superior", "I": "inferior", "A": "anterior", "P": "posterior", "L": "left", "R": "right"}

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from scanbridge.calibration import Calibration
 from scanbridge.data.cohort import Cohort, Row
 from scanbridge.data.foreground import foreground
 from scanbridge.data.grid import Grid, model_grid, resample
@@ -17,11 +18,12 @@ from scanbridge.data.nifti import Volume, read
 from scanbridge.files import read_json
 from scanbridge.metrics.floors import Floors
 from scanbridge.metrics.image import measure, psnr
-from scanbridge.metrics.uncertainty import Ranking, rankings
+from scanbridge.metrics.uncertainty import Ranking, by_quartile, missed, rankings
 from scanbridge.model import Model
+from scanbridge.options import Options
 from scanbridge.report.planes import Planes, cut
-from scanbridge.translate import stem, translate_file
-from scanbridge.translation import Options, foreground_of, grid_of, translate_volume
+from scanbridge.translate import ENDS, stem, translate_file
+from scanbridge.translation import foreground_of, grid_of, translate_volume
 
 DISPLAY = "SPL"
 MOST_DOUBTS = 100_000
@@ -78,6 +80,34 @@ class Truth:
         """R of the metrics."""
         return 1.0 if self.unit == "1" else self.scale.range
 
+    def written(self, scale: Scale) -> Array:
+        """Give the target as metrics see it, on the scale of a written volume: what an interval is about."""
+        return scale.decode(2 * self.target - 1) if self.unit == "1" else self.target
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the intervals of one scan did, and what intervals of one width with the same promise would have done.
+
+    Parameters
+    ----------
+    calibration
+        What was promised.
+    miss, width
+        Share of the foreground outside, and mean width in the unit of the metrics.
+    miss_constant, width_constant
+        The same of the constant width.
+    by_width
+        Misses by quartile of width, the narrowest first.
+    """
+
+    calibration: Calibration
+    miss: float
+    width: float
+    miss_constant: float
+    width_constant: float
+    by_width: tuple[float, ...]
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -97,6 +127,8 @@ class Judged:
         How the uncertainty ranks the errors, and a sample of (error, uncertainty) in the foreground; of estimates.
     planes
         What its pictures show; of estimates.
+    kept
+        What its intervals did, where it has any and was no part of their calibration.
     """
 
     run: str
@@ -110,6 +142,7 @@ class Judged:
     ranks: list[Ranking] = field(default_factory=list)
     doubts: tuple[Array, Array] | None = None
     planes: Planes | None = None
+    kept: Kept | None = None
 
     def value(self, metric: str, region: str = "foreground") -> float | None:
         """Give one metric in one region."""
@@ -174,16 +207,56 @@ def judge_run(name: str, model: Model, truth: Truth, folder: Path, options: Opti
     base = folder / f"{stem(source)}_{truth.names[1]}"
     facts = read_json(base.with_name(base.name + ".json"))
     scale = Scale(facts["scale"]["low"], facts["scale"]["high"], facts["scale"]["unit"])
-    made, unsure = read(base.with_name(base.name + ".nii.gz")), read(base.with_name(base.name + "_uncertainty.nii.gz"))
-    prediction = resample(made.data, made.grid, truth.grid, fill=scale.low)[0]
-    uncertainty = resample(unsure.data, unsure.grid, truth.grid)[0] * (truth.data_range / scale.range)
-    judged = [judge(name, truth, prediction, scale, uncertainty)]
+
+    def there(end: str, fill: float = 0.0) -> Array:
+        made = read(base.with_name(f"{base.name}{end}.nii.gz"))
+        return resample(made.data, made.grid, truth.grid, fill=fill)[0]
+
+    prediction = there("", scale.low)
+    judged = [judge(name, truth, prediction, scale, there("_uncertainty") * (truth.data_range / scale.range))]
+    calibration = _to_judge(model, facts)
+    if calibration is not None:
+        low, high = (there(f"_{end}") for end in ENDS)
+        judged[0] = with_interval(judged[0], truth, scale, calibration, prediction, low, high)
     if facts["made"]["estimate"]["calls"] > 1:
-        first = translate_volume(model, read(source), replace(options, product="one-call"))
+        first = translate_volume(model, read(source), replace(options, product="one-call", samples=0))
         own = Volume(first.data, first.affine, None, "").grid
         values = resample(first.data, own, truth.grid, fill=scale.low)[0]
         judged.append(judge(f"{name}:one-call", truth, values, scale, None))
     return judged
+
+
+def _to_judge(model: Model, facts: dict[str, Any]) -> Calibration | None:
+    """Give the calibration of a translation that has an interval; None where its subject was a part of it."""
+    if not facts.get("interval") or model.run is None:
+        return None
+    held = Calibration.of_run(model.run)
+    return None if held is None or held.made_with(facts["recipe"]["source_sha256"]) else held
+
+
+def with_interval(
+    judged: Judged, truth: Truth, scale: Scale, calibration: Calibration, estimate: Array, low: Array, high: Array
+) -> Judged:
+    """Hold an interval (low, high on the truth's grid, in the written unit) against the truth; add it to the rows."""
+    body, real = truth.regions["foreground"], truth.written(scale)
+    unit = truth.data_range / scale.range
+    outside = missed(real, low, high)
+    wide = high - low
+    kept = Kept(
+        calibration=calibration,
+        miss=float(outside[body].mean()),
+        width=float(wide[body].mean(dtype=np.float64)) * unit,
+        miss_constant=float((np.abs(real - estimate) > calibration.constant)[body].mean()),
+        width_constant=2 * calibration.constant * unit,
+        by_width=by_quartile(outside, wide, body),
+    )
+    key = {k: judged.rows[0][k] for k in ("run", "subject", "target")} | {"region": "foreground"}
+    lines = [
+        {**key, "metric": metric, "unit": truth.unit if metric.startswith("width") else "1", "value": value}
+        for metric, value in vars(kept).items()
+        if isinstance(value, float)
+    ]
+    return replace(judged, rows=[*judged.rows, *lines], kept=kept)
 
 
 def judge_floors(floors: Floors, truth: Truth) -> list[Judged]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,18 @@ from typing import Any
 import torch
 
 from scanbridge import __version__
+from scanbridge.calibration import calibration_for, settings_sha256
 from scanbridge.data.intensity import Scale
 from scanbridge.data.nifti import read, write
 from scanbridge.errors import UserError
 from scanbridge.files import make_folder, read_json, sha256, write_json
 from scanbridge.model import Model
-from scanbridge.runs.config import to_toml
-from scanbridge.translation import Options, chosen_target, translate_volume
+from scanbridge.options import Options
+from scanbridge.translation import Translation, chosen_target, translate_volume
 
 ENDINGS = (".nii.gz", ".nii")
+ENDS = ("low", "high")
+"""The two volumes of an interval."""
 
 
 def find_inputs(paths: Sequence[Path]) -> dict[str, Path]:
@@ -69,21 +71,24 @@ def stem(path: Path) -> str:
 
 
 def recipe(model: Model, target: str, content: str, options: Options) -> dict[str, Any]:
-    """Give all that the bytes of a translation depend on."""
+    """Give all that the bytes of a translation depend on, its interval aside."""
+    elsewhere = ("target", "style", "foreground", "interval")
     return {
         "source_sha256": content,
         "weights": model.weights,
-        "settings_sha256": hashlib.sha256(to_toml(model.common, model.config).encode()).hexdigest(),
+        "settings_sha256": settings_sha256(model),
         "target": target,
-        "options": {k: v for k, v in vars(options).items() if k not in ("target", "style", "foreground")},
+        "options": {k: v for k, v in vars(options).items() if k not in elsewhere},
         "foreground": options.foreground and sha256(options.foreground),
-        "style": options.style and (sha256(Path(options.style)) if Path(options.style).exists() else options.style),
+        "style": options.named_style,
         "residual_scale": model.residual_scale,
     }
 
 
 def is_done(path: Path, wanted: dict[str, Any], *, overwrite: bool) -> bool:
     """Say whether the translation at ``path`` (its JSON) is there and was made with just these settings.
+
+    One that lacks nothing but the interval is not done, and is not refused either: nothing in it will change.
 
     Raises
     ------
@@ -95,9 +100,10 @@ def is_done(path: Path, wanted: dict[str, Any], *, overwrite: bool) -> bool:
     made = read_json(path, "use --overwrite to write it anew").get("recipe")
     if made == wanted:
         return True
-    if overwrite:
+    if overwrite or made == {k: v for k, v in wanted.items() if k != "calibration"}:
         return False
-    differs = next((k for k in wanted if not isinstance(made, dict) or made.get(k) != wanted[k]), "recipe")
+    known = made if isinstance(made, dict) else {}
+    differs = next((k for k in {**wanted, **known} if known.get(k) != wanted.get(k)), "recipe")
     raise UserError(
         f"{path} was made with another '{differs}'",
         "the same weights and settings",
@@ -123,6 +129,8 @@ def translate_file(
     base = out / f"{stem(path)}_{target}"
     about = base.with_name(base.name + ".json")
     wanted = recipe(model, target, volume.sha256, options)
+    if (calibration := calibration_for(model, target, options)[0]) is not None:
+        wanted["calibration"] = calibration.digest
     if is_done(about, wanted, overwrite=overwrite):
         return False
     make_folder(out)
@@ -131,29 +139,40 @@ def translate_file(
     except UserError as error:
         raise UserError(f"{path}: {error.what}", error.expected, error.remedy) from error
     about.unlink(missing_ok=True)
-    for left in out.glob(f"{glob.escape(base.name)}_draw-*.nii.gz"):
-        left.unlink()
+    for left in (*out.glob(f"{glob.escape(base.name)}_draw-*.nii.gz"), *(_beside(base, end) for end in ENDS)):
+        left.unlink(missing_ok=True)
     for index, draw in enumerate(made.draws, start=1):
-        write(base.with_name(f"{base.name}_draw-{index:02d}.nii.gz"), draw, made.affine)
-    write(base.with_name(base.name + "_uncertainty.nii.gz"), made.uncertainty, made.affine)
+        write(_beside(base, f"draw-{index:02d}"), draw, made.affine)
+    for end, bound in zip(ENDS, (made.low, made.high), strict=True):
+        if bound is not None:
+            write(_beside(base, end), bound, made.affine)
+    write(_beside(base, "uncertainty"), made.uncertainty, made.affine)
     write(base.with_name(base.name + ".nii.gz"), made.data, made.affine)
-    scale: Scale = model.scales[target]
-    write_json(
-        about,
-        {
-            "source": path.name,
-            "target": target,
-            "method": model.common.method,
-            "product": "estimate",
-            "scale": {"low": scale.low, "high": scale.high, "unit": scale.unit, "origin": _origin(scale)},
-            "uncertainty": "standard deviation, a ranking and not a promise: this run is not calibrated",
-            "made": made.facts,
-            "recipe": wanted,
-            "scanbridge": __version__,
-            "torch": torch.__version__,
-        },
-    )
+    write_json(about, {"source": path.name, **facts_of(model, target, made), "recipe": wanted})
     return True
+
+
+def _beside(base: Path, end: str) -> Path:
+    return base.with_name(f"{base.name}_{end}.nii.gz")
+
+
+def facts_of(model: Model, target: str, made: Translation) -> dict[str, Any]:
+    """Give what the JSON of a translation says of how it was made."""
+    scale: Scale = model.scales[target]
+    said = made.facts["interval"]
+    promised = "low and high are calibrated; by itself this map is a ranking"
+    ranking = f"standard deviation, a ranking and not a promise: {said.get('none')}"
+    return {
+        "target": target,
+        "method": model.common.method,
+        "product": "estimate",
+        "scale": {"low": scale.low, "high": scale.high, "unit": scale.unit, "origin": _origin(scale)},
+        "uncertainty": promised if "promise" in said else ranking,
+        "interval": said if "promise" in said else None,
+        "made": {k: v for k, v in made.facts.items() if k != "interval"},
+        "scanbridge": __version__,
+        "torch": torch.__version__,
+    }
 
 
 def _origin(scale: Scale) -> str:
@@ -176,7 +195,10 @@ def translate_all(
     part, parts = _shard(shard)
     files = list(find_inputs(inputs).values())[part - 1 :: parts]
     model = Model.open(run, device=device)
-    say(f"{len(files)} scans, {model.common.task.source} -> {chosen_target(model, options.target)} on {model.device}")
+    target = chosen_target(model, options.target)
+    say(f"{len(files)} scans, {model.common.task.source} -> {target} on {model.device}")
+    calibration, why = calibration_for(model, target, options)
+    say(f"with intervals: {calibration.sentence}" if calibration else f"without intervals: {why}")
     made = 0
     for index, path in enumerate(files):
 

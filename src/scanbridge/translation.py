@@ -4,66 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from scanbridge.calibration import calibration_for
 from scanbridge.data.foreground import foreground
 from scanbridge.data.grid import Grid, model_grid, resample
 from scanbridge.data.intensity import scale_of
 from scanbridge.data.nifti import Volume, read, write
 from scanbridge.errors import UserError
-from scanbridge.methods.base import Draws, Product, Request
+from scanbridge.methods.base import Draws, Product
 from scanbridge.model import Model
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user may ask of a translation; None leaves a choice to the run.
-
-    `style` is a name or a file, `foreground` a mask on the source that replaces the computed one, `on` the grid of the
-    result; `oracle` lets a style come from an image that the run set apart, for evaluation alone.
-    """
-
-    target: str | None = None
-    samples: int = 0
-    seed: int = 0
-    calls: int | None = None
-    order: Literal[1, 2] | None = None
-    grid: str | None = None
-    eta: float | None = None
-    temperature: float | None = None
-    style: str | None = None
-    foreground: Path | None = None
-    product: Literal["estimate", "one-call"] = "estimate"
-    on: Literal["source", "model"] = "source"
-    oracle: bool = False
-
-    def request(
-        self,
-        target: str,
-        subject: str,
-        product: Product,
-        on_call: Callable[[int, int], None],
-        style: str | torch.Tensor | None = None,
-    ) -> Request:
-        """Give the request for one product; what is asked of a walk means the draws, where draws are asked for."""
-        request = Request(target=target, subject=subject, product=product, seed=self.seed, style=style, on_call=on_call)
-        if self.samples and product != "draw":
-            return request
-        return replace(
-            request,
-            samples=max(1, self.samples) if product == "draw" else 1,
-            calls=self.calls,
-            order=self.order,
-            grid=self.grid,
-            eta=self.eta,
-            temperature=self.temperature,
-        )
+from scanbridge.options import Options
+from scanbridge.signals import Drawn, signals_of
 
 
 @dataclass(frozen=True)
@@ -82,6 +40,11 @@ class Translation:
         (4, 4), that of the grid it lies on.
     facts
         How it was made.
+    low, high
+        (I, J, K) in the target's unit, low <= data <= high: the interval of the run's calibration; None where that
+        promises nothing for this translation, and `facts` says why.
+    signals
+        All raw signals by name, (I, J, K) in the target's unit; `uncertainty` is one of them.
     """
 
     data: NDArray[np.float32]
@@ -89,6 +52,9 @@ class Translation:
     draws: list[NDArray[np.float32]]
     affine: NDArray[np.float64]
     facts: dict[str, Any] = field(default_factory=dict)
+    low: NDArray[np.float32] | None = None
+    high: NDArray[np.float32] | None = None
+    signals: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
         """Write the estimate as NIfTI."""
@@ -134,7 +100,7 @@ def foreground_of(mask: Path, volume: Volume) -> NDArray[np.bool_]:
 def translate_volume(
     model: Model,
     volume: Volume,
-    options: Options = Options(),
+    options: Options = Options(),  # noqa: B008  (frozen)
     on_call: Callable[[int, int], None] = lambda call, calls: None,  # noqa: ARG005
 ) -> Translation:
     """Translate one volume: the estimate, its uncertainty, and draws where asked for.
@@ -145,6 +111,7 @@ def translate_volume(
         If the volume has no foreground, or the run cannot do what is asked.
     """
     target = chosen_target(model, options.target)
+    calibration, why = calibration_for(model, target, options)
     prepared = prepare_source(model, volume, options.foreground)
     scale = model.scales[target]
 
@@ -161,20 +128,31 @@ def translate_volume(
         request = options.request(target, prepared.subject, product, on_call, style)
         return model.draw(prepared.source, prepared.foreground, request)
 
-    estimate = drawn(options.product)
-    facts = {"estimate": {"calls": estimate.calls, **estimate.facts}}
-    uncertainty, draws = estimate.uncertainty, []
-    if options.samples:
-        made = drawn("draw")
-        facts["draws"] = {"calls": made.calls, "samples": options.samples, **made.facts}
-        draws = [home(each) for each in made.volumes]
-        uncertainty = made.uncertainty if options.samples > 1 else uncertainty
+    made = Drawn(drawn(options.product), drawn("draw") if options.samples else None)
+    facts: dict[str, Any] = {"estimate": {"calls": made.estimate.calls, **made.estimate.facts}}
+    if made.draws is not None:
+        facts["draws"] = {"calls": made.draws.calls, "samples": options.samples, **made.draws.facts}
+    data = home(made.estimate.volumes[0])
+    signals = {name: home(each, difference=True) for name, each in signals_of(made).items()}
+    low, high = None, None
+    if calibration is None:
+        facts["interval"] = {"none": why}
+    else:
+        low, high = calibration.interval(data, signals[calibration.signal])
+        facts["interval"] = {
+            "promise": calibration.sentence,
+            "made": calibration.made,
+            "calibration": calibration.digest,
+        }
     return Translation(
-        data=home(estimate.volumes[0]),
-        uncertainty=home(uncertainty, difference=True),
-        draws=draws,
+        data=data,
+        uncertainty=signals["spread" if "spread" in signals else "windows"],
+        draws=[home(each) for each in made.draws.volumes] if made.draws is not None else [],
         affine=volume.affine if options.on == "source" else prepared.grid.affine,
         facts=facts,
+        low=low,
+        high=high,
+        signals=signals,
     )
 
 

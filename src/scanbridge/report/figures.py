@@ -140,6 +140,18 @@ def risk_coverage_curves(series: Sequence[Series], *, unit: str) -> Picture:
     )
 
 
+def misses_by_width(series: Sequence[Series], *, allowed: Sequence[float]) -> Picture:
+    """Draw the share of voxels outside their interval by quarter of width; the shares allowed are dashed."""
+    marks = [Series(f"{share:g} allowed", [1, 4], [share, share], reference=True) for share in dict.fromkeys(allowed)]
+    return curves(
+        [*series, *marks],
+        x_label="quarter of the voxels, narrowest intervals first",
+        y_label="share outside",
+        points=True,
+        alt=f"Share of voxels outside their interval by quarter of its width, for {_names(series)}",
+    )
+
+
 def error_against_uncertainty(
     error: npt.NDArray[Any],
     uncertainty: npt.NDArray[Any],

@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from scanbridge.report.intervals import Intervals, interval_tables
 from scanbridge.report.picture import Picture
 from scanbridge.report.planes import Strip
 from scanbridge.report.tables import (
@@ -39,7 +40,8 @@ LIMITS = (
     "PSNR and SSIM reward smooth images and say little about small lesions. Read them with the regions, the sharpness "
     "and the pictures.",
     "The intervals describe patients like these. Another scanner, protocol or disease is not covered by them.",
-    "Uncertainty is a ranking of voxels. Without calibration it is no probability.",
+    "Uncertainty is a ranking of voxels. Without calibration it is no probability; with it, the promise is about "
+    "patients like those of the calibration, not about a voxel, a region or one patient.",
 )
 
 
@@ -84,6 +86,8 @@ class ReportContext:
         Quality of every subject, quality against calls, and the like.
     subjects
         Shown worst first.
+    intervals, interval_plots
+        Of the runs that are calibrated.
     training
         Training curves.
     settings
@@ -103,6 +107,8 @@ class ReportContext:
     plots: Sequence[Picture] = ()
     subjects: Sequence[Subject] = ()
     uncertainty: Uncertainty | None = None
+    intervals: Sequence[Intervals] = ()
+    interval_plots: Sequence[Picture] = ()
     training: Sequence[Picture] = ()
     settings: Sequence[tuple[str, str]] = ()
     limits: Sequence[str] = ()
@@ -119,6 +125,7 @@ def render(context: ReportContext) -> str:
         paired=paired_table(context.paired, caption=f"Paired comparisons, {context.region}"),
         subjects=sorted(context.subjects, key=lambda subject: subject.score),
         uncertainty=_uncertainty_table(context.uncertainty),
+        promised=[interval_tables(found) for found in context.intervals],
         limits=(*LIMITS, *context.limits),
     )
 

@@ -31,6 +31,10 @@ _METRICS = {
     "nmse": ("NMSE", "↓"),
     "nmae": ("NMAE", "↓"),
     "sharpness": ("Sharpness", "→ 1"),
+    "miss": ("Outside the interval", "↓"),
+    "width": ("Width of the interval", "↓"),
+    "miss_constant": ("Outside an interval of one width", "↓"),
+    "width_constant": ("Width of an interval of one width", "↓"),
 }
 
 
@@ -150,7 +154,7 @@ def summary_table(
             ]
             lines.append(Line(run, tuple(found), is_floor(run), region if len(regions) > 1 else ""))
     columns = tuple(metric_name(metric, units[metric]) for metric in shown)
-    notes = (*(_legend(lines) if explained else ()), *_remarks(lines))
+    notes = (*(_legend(lines) if explained else ()), *remarks(lines))
     if len(set(counts)) == 1:
         return Table(f"{caption}, {patients(counts[0])}", "Run", columns, tuple(lines), notes)
     counted = [replace(line, cells=(*line.cells, Cell(str(n)))) for line, n in zip(lines, counts, strict=True)]
@@ -179,7 +183,7 @@ def paired_table(paired: Rows, *, caption: str) -> Table | None:
         "Difference: mean of run minus reference over the patients that both have, with its 95 % BCa interval. "
         "p: two-sided Wilcoxon signed-rank test. "
         f"p (Holm): adjusted for all {max(row['family'] for row in paired)} comparisons of its family.",
-        *_remarks(lines),
+        *remarks(lines),
     )
     return Table(caption, "Run", ("Difference", "p", "p (Holm)", "Patients"), tuple(lines), notes)
 
@@ -222,10 +226,10 @@ def _legend(lines: Sequence[Line]) -> tuple[str, ...]:
     return (legend, *(f"{name}: {REFERENCES[name]}." for name in shown))
 
 
-def _remarks(lines: Sequence[Line]) -> tuple[str, ...]:
+def remarks(lines: Sequence[Line]) -> tuple[str, ...]:
     """Say each remark about a number once."""
-    remarks = dict.fromkeys(part for line in lines for cell in line.cells for part in cell.note.split("; ") if part)
-    return (f"Remarks: {'; '.join(remarks)}.",) if remarks else ()
+    said = dict.fromkeys(part for line in lines for cell in line.cells for part in cell.note.split("; ") if part)
+    return (f"Remarks: {'; '.join(said)}.",) if said else ()
 
 
 def _runs(rows: Iterable[Mapping[str, Any]]) -> list[str]:

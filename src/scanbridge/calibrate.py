@@ -1,0 +1,243 @@
+"""The verb ``calibrate``: patients whom nothing in a run has touched turn its uncertainty into a promise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from scanbridge import __version__
+from scanbridge.calibration import FILE, Calibration, procedure
+from scanbridge.data.cohort import Cohort, Row, read_cohort
+from scanbridge.errors import UserError, nearest
+from scanbridge.files import sha256, write_json
+from scanbridge.judge import load_truth
+from scanbridge.metrics.conformal import Control, Monotone, Promise, fit_monotone, ladder, worst
+from scanbridge.model import Model
+from scanbridge.options import Options
+from scanbridge.residuals import Residuals, Told
+from scanbridge.runs.lock import locked
+from scanbridge.signals import OF_DRAWS, SIGNALS
+
+PARTS = ("calibration", "external")
+TOUCHED = {"train": "trained on", "val": "validated on", "test": "set apart for its test"}
+FOLDER = "calibration"
+FLOOR = 1e-3
+"""Smallest expected error, as a share of the scale: a voxel without doubt is no voxel without error."""
+
+
+def calibrate_run(
+    run: Path,
+    cohort: Path,
+    *,
+    split: str = "calibration",
+    miss: float = 0.1,
+    patients: float | None = None,
+    signal: str | None = None,
+    control: str = "quantile",
+    samples: int = 0,
+    device: str = "auto",
+    on_progress: Told = lambda done, of, words: None,  # noqa: ARG005
+    say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
+) -> Calibration:
+    """Translate the patients, compute the factor, and write ``calibration.json`` into the run.
+
+    Parameters
+    ----------
+    run
+        A trained run; the volumes are kept in ``calibration/`` below it, and the same command goes on with them.
+    cohort
+        The table that the patients stand in, and the run's val subjects where it has any.
+    split
+        calibration as the run chose it, or external for a cohort that it has not seen.
+    miss, patients, control
+        The promise, see `scanbridge.metrics.conformal.Promise`; None for patients is its default.
+    signal
+        The raw signal; None lets the val subjects choose among those that there are.
+    samples
+        Draws a patient, for the signals that need them.
+
+    Raises
+    ------
+    UserError
+        If a patient was touched before, there are too few of them, one has no foreground, or a name or number is none.
+    """
+    names = _signals(signal, samples)
+    promise = _promise(control, miss, patients, say)
+    model = Model.open(run, device=device)
+    table = read_cohort(cohort)
+    target = model.common.task.targets[0]
+    parts = _parts(model)
+    rows = _untouched(table, model, parts, split)
+    promise.enough(len({row.subject for row in rows}))
+    val = [row for row in _pairs(table, model) if parts.get(sha256(row.images[target])) == "val"]
+    for row in (*val, *rows):
+        _look(table, row, model)
+    with locked(run):
+        residuals = Residuals(table, model, run / FOLDER, on_progress, len(val) + len(rows))
+        chosen = _choose(residuals, val, names, promise, samples, say)
+        calibration = _calibration(residuals, rows, val, chosen, promise, samples)
+        if (run / FILE).is_file():
+            say(f"the calibration that {run} had is replaced")
+        write_json(run / FILE, calibration.model_dump(mode="json"))
+    return calibration
+
+
+def _calibration(
+    residuals: Residuals, rows: Sequence[Row], val: Sequence[Row], chosen: _Chosen, promise: Promise, samples: int
+) -> Calibration:
+    """Compute the factor on the calibration patients, with a signal and a map that they had no part in."""
+    model = residuals.model
+    options = Options(samples=samples if chosen.signal in OF_DRAWS else 0, interval=False)
+    ladders = residuals.ladders(rows, chosen.signal, chosen.expected, options)
+    own = {subject: worst([each for each, _ in visits]) for subject, visits in ladders.items()}
+    flat = [worst([each for _, each in visits]) for visits in ladders.values()]
+    return Calibration(
+        sentence=promise.sentence(len(own)),
+        control=promise.control,
+        miss=promise.miss,
+        patients=promise.patients,
+        n=len(own),
+        signal=chosen.signal,
+        origin=chosen.origin,
+        doubt=list(chosen.expected.doubt),
+        error=list(chosen.expected.error),
+        floor=chosen.expected.floor,
+        factor=promise.factor(list(own.values())),
+        constant=promise.factor(flat),
+        choice=chosen.widths,
+        procedure=procedure(model, residuals.target, options),
+        cohort=residuals.table.path.name,
+        content={row.name: _hashes(row, model) for row in rows},
+        fitted={row.name: _hashes(row, model) for row in val},
+        scores={subject: promise.needs(each) for subject, each in own.items()},
+        scanbridge=__version__,
+    )
+
+
+def _promise(control: str, miss: float, patients: float | None, say: Callable[[str], None]) -> Promise:
+    if patients is not None and control == "risk":
+        say("--patients has no effect with --control risk, which promises a mean over patients")
+    patients = Promise.patients if patients is None else patients
+    for name, share in {"miss": miss, "patients": patients}.items():
+        if not 0 < share < 1:
+            raise UserError(f"--{name} {share:g}", "a share between 0 and 1", f"for example --{name} 0.1")
+    known: dict[str, Control] = {name: name for name in get_args(Control)}
+    if control not in known:
+        raise UserError(f"--control {control}", "a way to control misses", nearest(control, known))
+    return Promise(known[control], miss, patients)
+
+
+def _signals(signal: str | None, samples: int) -> list[str]:
+    """Give the signals to try: the one that is named, or all that so many samples have."""
+    if signal is not None and signal not in SIGNALS:
+        raise UserError(f"--signal {signal}", "a signal that exists", nearest(signal, SIGNALS))
+    if samples == 1 or (signal in OF_DRAWS and samples < 2):
+        raise UserError(f"--samples {samples} has no spread", "two samples at least", "for example --samples 8")
+    if signal is not None:
+        return [signal]
+    return [name for name in SIGNALS if samples or name not in OF_DRAWS]
+
+
+def _pairs(table: Cohort, model: Model) -> list[Row]:
+    """Give the rows that have source and target."""
+    task = (model.common.task.source, model.common.task.targets[0])
+    for column in task:
+        if column not in table.images:
+            raise UserError(f"{table.path} has no image '{column}'", "", nearest(column, table.images))
+    return [row for row in table.rows if all(column in row.images for column in task)]
+
+
+def _parts(model: Model) -> dict[str, str]:
+    """Give the part of the run's split that every image of its cohort is in, by SHA-256."""
+    part_of = {subject: part for part, subjects in model.cohort["split"].items() for subject in subjects}
+    return {
+        digest: part_of[entry["subject"]]
+        for entry in model.cohort["content"].values()
+        for digest in entry["images"].values()
+    }
+
+
+def _hashes(row: Row, model: Model) -> dict[str, str]:
+    task = model.common.task
+    return {column: sha256(row.images[column]) for column in (task.source, task.targets[0])}
+
+
+def _untouched(table: Cohort, model: Model, parts: Mapping[str, str], split: str) -> list[Row]:
+    """Give the rows of the calibration, by content none that the run knows from elsewhere, nobody twice."""
+    if split not in PARTS:
+        raise UserError(f"--split {split}", "patients for nothing but the calibration", nearest(split, PARTS))
+    rows = _pairs(table, model)
+    if split == "calibration":
+        rows = [row for row in rows if row.subject in model.cohort["split"]["calibration"]]
+    if not rows:
+        raise UserError(
+            f"{table.path}: nobody is in '{split}' of {model.run}",
+            "patients set apart for the calibration",
+            "train with --set split.calibration=[...], or use --split external for a new cohort",
+        )
+    owners: dict[str, Row] = {}
+    for row in rows:
+        for column, digest in _hashes(row, model).items():
+            what = f"{row.images[column]} ({row.name})"
+            if (part := parts.get(digest, "")) in TOUCHED:
+                raise UserError(f"{what} is an image that the run has {TOUCHED[part]}", "patients it has not touched")
+            other = owners.setdefault(digest, row)
+            if other.subject != row.subject:
+                raise UserError(f"{what} is the scan of {other.name} too", "each patient once", "leave one out")
+    return rows
+
+
+def _look(table: Cohort, row: Row, model: Model) -> None:
+    """Refuse a row without foreground, before anything is translated."""
+    try:
+        if load_truth(table, row, model, "target").regions["foreground"].any():
+            return
+    except UserError as error:
+        raise UserError(f"{row.name}: {error.what}", error.expected, error.remedy) from error
+    raise UserError(
+        f"{row.name}: the foreground is empty on the target's grid", "scans that overlap", "look at them with 'check'"
+    )
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A signal, its map to expected |error|, where that comes from, and mean widths by signal on the val patients."""
+
+    signal: str
+    expected: Monotone
+    origin: str
+    widths: dict[str, float]
+
+
+def _choose(
+    residuals: Residuals,
+    val: Sequence[Row],
+    names: Sequence[str],
+    promise: Promise,
+    samples: int,
+    say: Callable[[str], None],
+) -> _Chosen:
+    """Fit the maps on the val patients, and let these choose the signal of the narrowest intervals."""
+    floor = FLOOR * residuals.model.scales[residuals.target].range
+    if not val:
+        name = names[0]
+        say(f"no val subjects of the run in {residuals.table.path.name}: nothing is chosen, the map is '{name}' itself")
+        return _Chosen(name, Monotone((), (), floor), "the identity, for want of val subjects", {})
+    held = residuals.samples(val, names, Options(samples=samples, interval=False))
+    fitted: dict[str, Monotone] = {}
+    widths: dict[str, float] = {}
+    for name, people in held.items():
+        fitted[name] = fit_monotone([doubt for doubt, _ in people], [error for _, error in people], floor=floor)
+        halves = [fitted[name](doubt) for doubt, _ in people]
+        ladders = [ladder(error, half) for (_, error), half in zip(people, halves, strict=True)]
+        mean = float(np.mean([half.mean(dtype=np.float64) for half in halves]))
+        widths[name] = 2 * promise.plain_factor(ladders) * mean
+    best = min(widths, key=lambda name: widths[name])
+    if len(widths) > 1:
+        say("mean width on the val subjects: " + ", ".join(f"{name} {width:.4g}" for name, width in widths.items()))
+    n = len({row.subject for row in val})
+    return _Chosen(best, fitted[best], f"a rising map fitted on {n} val subject{'' if n == 1 else 's'}", widths)

@@ -1,0 +1,67 @@
+"""What a user may ask of a translation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from scanbridge.files import sha256
+from scanbridge.methods.base import Product, Request
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may ask of a translation; None leaves a choice to the run.
+
+    `style` is a name or a file, `foreground` a mask on the source that replaces the computed one, `on` the grid of the
+    result; `oracle` lets a style come from an image that the run set apart, for evaluation alone. `interval` asks for
+    intervals (True: or an error), or for none (False); None gives them where the run's calibration holds.
+    """
+
+    target: str | None = None
+    samples: int = 0
+    seed: int = 0
+    calls: int | None = None
+    order: Literal[1, 2] | None = None
+    grid: str | None = None
+    eta: float | None = None
+    temperature: float | None = None
+    style: str | None = None
+    foreground: Path | None = None
+    product: Literal["estimate", "one-call"] = "estimate"
+    on: Literal["source", "model"] = "source"
+    oracle: bool = False
+    interval: bool | None = None
+
+    def request(
+        self,
+        target: str,
+        subject: str,
+        product: Product,
+        on_call: Callable[[int, int], None],
+        style: str | Tensor | None = None,
+    ) -> Request:
+        """Give the request for one product; what is asked of a walk means the draws, where draws are asked for."""
+        request = Request(target=target, subject=subject, product=product, seed=self.seed, style=style, on_call=on_call)
+        if self.samples and product != "draw":
+            return request
+        return replace(
+            request,
+            samples=max(1, self.samples) if product == "draw" else 1,
+            calls=self.calls,
+            order=self.order,
+            grid=self.grid,
+            eta=self.eta,
+            temperature=self.temperature,
+        )
+
+    @property
+    def named_style(self) -> str | None:
+        """The name of the style, or the SHA-256 of the file that it is taken from."""
+        if self.style is None or not Path(self.style).exists():
+            return self.style
+        return sha256(Path(self.style))
