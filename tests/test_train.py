@@ -9,15 +9,21 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from scanbridge.data.nifti import read, write
-from scanbridge.methods import windows
+from scanbridge.methods import regression, windows
+from scanbridge.methods.base import Item, Stage
+from scanbridge.plan import plan_run
 from scanbridge.runs.log import read_log
-from small import Outcome, Strike, changed, child, copied, done, scanbridge, training
+from scanbridge.train import train_run
+from small import CONFIGS, TINY, Outcome, Strike, changed, child, copied, done, scanbridge, training
 
 FIT, CHECKPOINT = "scanbridge.fit", "scanbridge.runs.checkpoint"
 LONG = ("train.images=80", "train.checkpoint_every=16")  # 62 windows: the second epoch begins in the 16th of 20 updates
@@ -265,3 +271,42 @@ def test_the_floors_know_the_target_where_it_was_seen_alone(cohort, tmp_path):
     done(scanbridge(*training(half, tmp_path / "run", "train.images=4")))
     quantiles = json.loads((tmp_path / "run" / "floors.json").read_text())["quantiles"]
     assert quantiles[len(quantiles) // 8] > 0.1  # half of the head was not seen, and is not dark
+
+
+def test_a_stage_sees_the_earlier_ones_frozen_and_has_its_own_length(cohort, tmp_path):
+    plan = plan_run(CONFIGS / "regression-small.toml", cohort, TINY)
+    (first,) = regression.stages(plan.config, ["t1w"])
+    seen = []
+
+    def fit(cases, before):
+        assert before.networks.keys() == {"unet"}
+        return {"n_cases": torch.tensor(len(cases))}
+
+    def loss(fitted, batch, noise):
+        first_guess = fitted.networks["unet"](None, batch.source, None)
+        seen.append(first_guess.requires_grad or any(p.requires_grad for p in fitted.networks["unet"].parameters()))
+        value = (fitted.networks["second"](first_guess) - batch.targets["t1w"]).square().mean()
+        assert fitted.statistics["n_cases"] == len(plan.rows("train"))
+        return value, {}
+
+    second = Stage("second", Item(1), lambda: {"second": torch.nn.Conv3d(1, 1, 1)}, loss, fit, images=8)
+    two = SimpleNamespace(stages=lambda *_: (first, second), translator=regression.translator)
+    arguments = (replace(plan, method=two), tmp_path / "run")
+    assert train_run(*arguments, device="cpu", cache=tmp_path / "cache") == 0
+    stages = tmp_path / "run" / "stages"
+    images = {
+        name: json.loads((stages / name / "weights.json").read_text())["images"] for name in ("regression", "second")
+    }
+    assert images == {"regression": 24, "second": 8}
+    assert seen
+    assert not any(seen)
+    alone = scanbridge(*training(cohort, tmp_path / "alone", config="regression-small.toml"))
+    assert done(alone).code == 0
+    one, other = (
+        load_file(folder / "stages" / "regression" / "weights.safetensors")
+        for folder in (tmp_path / "run", tmp_path / "alone")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one | other)
+    spent = len(seen)
+    assert train_run(*arguments, device="cpu", cache=tmp_path / "cache") == 0
+    assert len(seen) == spent  # what is finished is kept

@@ -26,6 +26,7 @@ from scanbridge.data.cache import Case
 from scanbridge.data.items import ItemArrays, Items
 from scanbridge.errors import UserError
 from scanbridge.methods.base import Batch, Fitted, Stage
+from scanbridge.nets.memory import channels_last
 from scanbridge.runs.checkpoint import Generations, flatten, save_tensors
 from scanbridge.runs.config import Train
 from scanbridge.runs.log import Log
@@ -180,11 +181,6 @@ def fresh_state(stage: Stage, settings: Train, fabric: Fabric) -> State:
     state = State(networks, fabric.setup_optimizers(optimizer))
     state.average = {name: value.detach().clone() for name, value in state.weights().items()}
     return state
-
-
-def channels_last(network: nn.Module) -> nn.Module:
-    """Lay a network out as convolutions are fastest, on a CPU by about a third (benchmarks/unet.py)."""
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def _update(stage: Stage, settings: Train, items: Items, state: State, fitted: Fitted, fabric: Fabric) -> float:

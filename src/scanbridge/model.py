@@ -20,6 +20,7 @@ from scanbridge.data.intensity import Scale, amplified, gain_to
 from scanbridge.errors import UserError
 from scanbridge.files import read_json, sha256
 from scanbridge.methods.base import Draws, Fitted, Request, Stage, Translator, load_method
+from scanbridge.nets.memory import channels_last
 from scanbridge.runs.checkpoint import load_tensors
 from scanbridge.runs.config import Common, read_tree, split_tree, validate
 
@@ -183,8 +184,7 @@ def open_stage(stage: Stage, run: Path, device: torch.device) -> tuple[Fitted, d
     made = Fitted(statistics=_under("statistics", tensors))
     for name, network in stage.build().items():
         _fill(network, _under(name, tensors), file)
-        network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        made.networks[name] = network.eval().requires_grad_(False)
+        made.networks[name] = channels_last(network.to(device)).eval().requires_grad_(False)
     return made, facts
 
 
