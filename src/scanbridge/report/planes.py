@@ -182,7 +182,8 @@ def _draw(panels: Sequence[Panel], subject: Planes) -> Picture:
 
 
 def _show(axes: Axes, panel: Panel, plane: str, edge: dict[str, npt.NDArray[Any]] | None) -> None:
-    axes.imshow(panel.planes[plane], cmap=panel.colours, vmin=panel.low, vmax=panel.high, aspect="auto")
+    ends = {"vmin": panel.low, "vmax": panel.high}
+    axes.imshow(panel.planes[plane], cmap=panel.colours, aspect="auto", interpolation="bicubic", **ends)
     if edge is not None:
         outline = edge[plane].astype(np.float32)
         if 0 < outline.mean() < 1:
