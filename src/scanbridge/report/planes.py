@@ -182,8 +182,8 @@ def _draw(panels: Sequence[Panel], subject: Planes) -> Picture:
 
 
 def _show(axes: Axes, panel: Panel, plane: str, edge: dict[str, npt.NDArray[Any]] | None) -> None:
-    ends = {"vmin": panel.low, "vmax": panel.high}
-    axes.imshow(panel.planes[plane], cmap=panel.colours, aspect="auto", interpolation="bicubic", **ends)
+    scale = Normalize(panel.low, panel.high)
+    axes.imshow(panel.planes[plane], cmap=panel.colours, norm=scale, aspect="auto", interpolation="bicubic")
     if edge is not None:
         outline = edge[plane].astype(np.float32)
         if 0 < outline.mean() < 1:
