@@ -1,10 +1,17 @@
-"""Quality and time of a bridge against the number of network calls, on the same weights.
+"""Quality and cost of a bridge against the number of network calls, on the same weights.
 
-    python benchmarks/calls.py RUN... --cohort COHORT.csv --out benchmarks/results
+    python benchmarks/calls.py RUN... --cohort COHORT.csv --out OUT
+    python benchmarks/calls.py --merge OUT/calls.csv OTHER/calls.csv --out BOTH
 
-For every run, its test subjects, a slab of 24 slices each on the model grid: PSNR, SSIM and sharpness against the truth
-(foreground), the walk's own error against 200 calls of the same walk, and seconds. All rows of a subject share the
-starting noise, and eta is 0, so that a row's distance to its 200-call reference is the walk's error alone.
+For every run (ct2mri, bbdm, or another with walks) and every one of its test subjects: distortion (PSNR, SSIM, MAE in
+the foreground, on the model grid), sharpness, consistency from slice to slice, the spread over two draws where a row
+draws, seconds, and the network's floating point operations: those of one window, counted, times the windows that were
+run. All rows of a subject share the starting noise, and eta is 0: a row's distance to its own largest number of calls
+is the walk's error alone. An estimate and a draw are different products; a perfect draw loses 3 dB to a perfect
+estimate.
+
+Folds and seeds of one name are pooled by patient. ``--rows``, ``--calls`` and ``--slices`` run a part; what is measured
+is in OUT/calls.csv after every row, and several such files are merged, the later one winning.
 """
 
 from __future__ import annotations
@@ -12,7 +19,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -21,133 +30,284 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
+from torch.utils.flop_counter import FlopCounterMode
 
 from machine import machine
+from scanbridge.data.cache import Case
 from scanbridge.files import write_json, write_text
-from scanbridge.methods.base import Request
+from scanbridge.methods.base import Product, Request
 from scanbridge.metrics.image import psnr, ssim_map
+from scanbridge.metrics.slices import slice_shape, slice_style
+from scanbridge.metrics.statistics import paired
 from scanbridge.model import Model
 from scanbridge.plan import plan_run, prepare_rows
 
 CALLS = (1, 2, 4, 8, 16, 50, 100)
-REFERENCE = 200
+FLOP_SLICES = 4
+
+
+class Row(NamedTuple):
+    """A product, and what its table says."""
+
+    product: Product
+    settings: dict[str, Any]
+
+
+def mean_path(grid: str, stride: int = 1) -> Row:
+    """Give an estimate's row."""
+    return Row("estimate", {"walk": "mean_path", "start": "source", "grid": grid, "stride": stride})
+
+
+def draw(grid: str, order: int, variance: str = "none", stride: int = 1) -> Row:
+    """Give a draw's row."""
+    walk = {"walk": "marginals", "start": "prior", "temperature": 1.0}
+    return Row("draw", walk | {"grid": grid, "order": order, "variance": variance, "stride": stride})
+
+
 ROWS = {
-    "mean_path, linear": ("estimate", "linear", 1),
-    "mean_path, theta": ("estimate", "theta", 1),
-    "order 1, linear": ("draw", "linear", 1),
-    "order 1, quadratic": ("draw", "quadratic", 1),
-    "order 1, lambda": ("draw", "lambda", 1),
-    "order 1, theta": ("draw", "theta", 1),
-    "order 2, theta": ("draw", "theta", 2),
+    "one call": Row("one-call", {}),
+    "mean_path, linear": mean_path("linear"),
+    "mean_path, linear, stride 3": mean_path("linear", stride=3),
+    "mean_path, theta": mean_path("theta"),
+    "mean_path, theta, stride 3": mean_path("theta", stride=3),
+    "order 1, linear": draw("linear", 1),
+    "order 1, theta": draw("theta", 1),
+    "order 1, theta, stride 3": draw("theta", 1, stride=3),
+    "order 2, theta": draw("theta", 2),
+    "order 2, theta, stride 3": draw("theta", 2, stride=3),
+    "order 2, theta, variance": draw("theta", 2, "residual"),
 }
+KEY = ["task", "run", "slices", "fold", "subject", "row", "asked"]
+GROUP = ["task", "run", "slices"]
 
 
 def main() -> None:
-    """Measure all rows."""
+    """Measure rows, or merge what was measured."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("runs", nargs="+", type=Path)
-    options.add_argument("--cohort", type=Path, required=True)
+    options.add_argument("runs", nargs="*", type=Path)
+    options.add_argument("--cohort", type=Path)
     options.add_argument("--cache", type=Path)
     options.add_argument("--out", type=Path, required=True)
-    options.add_argument("--slices", type=int, default=24, help="0 for whole volumes")
+    options.add_argument("--slices", type=int, default=24, help="in the middle of the foreground; 0 for all")
+    options.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
     options.add_argument("--calls", type=int, nargs="+", default=CALLS)
+    options.add_argument("--merge", type=Path, nargs="+", default=[], help="files calls.csv of earlier invocations")
     asked = options.parse_args()
-    lines = []
-    for run in asked.runs:
-        model = Model.open(run)
-        plan = plan_run(run / "config.toml", asked.cohort)
-        for case in prepare_rows(plan, plan.rows("test"), asked.cache or run / "cache"):
-            lines += measure_case(model, case, asked.slices, asked.calls)
-            print(f"{run.parent.name}/{run.name}: {case.name}", flush=True)
-    frame = pd.DataFrame(lines)
-    table = frame.groupby(["row", "calls"], sort=False).mean(numeric_only=True).reset_index()
+    if asked.runs and not asked.cohort:
+        options.error("runs need a --cohort")
     asked.out.mkdir(parents=True, exist_ok=True)
-    write_json(asked.out / "calls.json", {"machine": machine(), "slices": asked.slices, "rows": lines})
-    write_text(asked.out / "calls.md", markdown(table, len(set(frame["subject"])), asked.slices))
-    draw(table, asked.out / "calls.png")
-    print(markdown(table, len(set(frame["subject"])), asked.slices))
+    text = dict.fromkeys(("unit", "fold", "subject", "run"), str)
+    frame = pd.concat([pd.read_csv(path, dtype=text) for path in asked.merge]) if asked.merge else pd.DataFrame()
+    for lines in measured(asked):
+        frame = pd.concat([frame, pd.DataFrame(lines)]).drop_duplicates(KEY, keep="last")
+        frame.to_csv(asked.out / "calls.csv", index=False)
+    if frame.empty:
+        options.error("name runs to measure, or files to --merge")
+    frame = frame.drop_duplicates(KEY, keep="last")
+    frame.to_csv(asked.out / "calls.csv", index=False)
+    write_json(asked.out / "calls.json", {"machine": machine()})
+    write_text(asked.out / "calls.md", page(frame))
+    for (task, run, _), group in frame.groupby(GROUP, sort=False):
+        picture(group, asked.out / f"calls-{run}-{task.split()[-1]}.png")
+    print(page(frame))
 
 
-def measure_case(model: Model, case, n_slices: int, calls) -> list[dict[str, object]]:
-    """Measure every row on one subject's slab."""
+def measured(asked: argparse.Namespace) -> Iterator[list[dict[str, object]]]:
+    """Give the lines of one row of one subject after another."""
+    for run in asked.runs:
+        plan = plan_run(run / "config.toml", asked.cohort)
+        task = plan.common.task
+        cases = prepare_rows(plan, plan.rows("test"), asked.cache or run / "cache")
+        for name in asked.rows:
+            row = ROWS[name]
+            model = Model.open(run, settings=[f"{row.product}.{key}={value}" for key, value in row.settings.items()])
+            for case in cases:
+                if task.targets[0] not in case.targets:
+                    continue
+                key = {
+                    "task": f"{task.source} -> {task.targets[0]}",
+                    "run": run.name,
+                    "slices": asked.slices,
+                    "fold": "/".join(run.parts[-3:-1]),
+                    "subject": case.subject,
+                    "row": name,
+                }
+                calls = (1,) if row.product == "one-call" else sorted(asked.calls, reverse=True)
+                yield [key | line for line in measure_row(model, case, row.product, asked.slices, calls)]
+                print(f"{key['fold']}/{run.name}: {case.name}: {name}", flush=True)
+
+
+def measure_row(
+    model: Model, case: Case, product: Product, n_slices: int, calls: Sequence[int]
+) -> Iterator[dict[str, object]]:
+    """Measure one row on one subject, the largest number of calls first: the others are held against it."""
     target = model.common.task.targets[0]
     inside = np.flatnonzero(case.foreground.any(axis=(1, 2)))
     middle = int(inside.mean())
-    slab = slice(middle - n_slices // 2, middle + n_slices // 2) if n_slices else slice(inside[0], inside[-1] + 1)
-    source = np.asarray(case.source[slab], np.float32)
+    slab = slice(max(0, middle - n_slices // 2), middle + n_slices // 2) if n_slices else slice(None)
+    source, seen = np.asarray(case.source[slab], np.float32), np.asarray(case.foreground[slab])
     truth = (np.asarray(case.targets[target][slab], np.float32) + 1) / 2
-    body = np.asarray(case.foreground[slab])
-    detail = np.square(truth - gaussian_filter(truth, 1))[body].sum()
-
-    def run(row: str, n: int) -> tuple[np.ndarray, float, int]:
-        product, grid, order = ROWS[row]
-        request = Request(target=target, subject=case.name, product=product, calls=n, grid=grid, order=order)
+    body = seen & np.asarray(case.inside[target][slab])
+    scale = model.scales[target]
+    size = 1.0 if scale.unit == "1" else scale.range
+    flops = flops_of_a_window(model, source, seen, target)
+    samples = 2 if product == "draw" else 1
+    best = None
+    for n in calls:
+        request = Request(target=target, subject=case.name, product=product, samples=samples)
+        if product != "one-call":
+            request = Request(target=target, subject=case.name, product=product, samples=samples, calls=n)
         start = time.perf_counter()
-        draws = model.draw(source, body, request)
-        return (draws.volumes[0].numpy() + 1) / 2, time.perf_counter() - start, draws.calls
+        made = model.draw(source, seen, request)
+        seconds = (time.perf_counter() - start) / samples
+        values = (made.volumes.cpu().numpy() + 1) / 2
+        estimate = values[0]
+        best = estimate if best is None else best
+        error = estimate - truth
+        windows = int(made.facts["windows"])
+        yield {
+            "asked": n,
+            "calls": made.calls,
+            "unit": scale.unit,
+            "psnr": psnr(estimate, truth, body, data_range=1.0),
+            "ssim": similarity(estimate, truth, body),
+            "mae": float(np.abs(error)[body].mean()) * size,
+            "sharpness": detail(estimate, body) / detail(truth, body),
+            "slice_style": (slice_style(error, body, 0) or np.nan) * size,
+            "slice_shape": slice_shape(error, truth, body, 0),
+            "spread": float(np.sqrt(np.mean((values[0] - values[1])[body] ** 2) / 2)) * size if samples > 1 else np.nan,
+            "walk_error": np.nan if best is estimate else float(np.sqrt(np.mean((estimate - best)[body] ** 2))) * size,
+            "windows": windows,
+            "tflop": flops * windows / 1e12,
+            "seconds": seconds,
+        }
 
-    references = {
-        p: run(row, REFERENCE)[0] for p, row in (("estimate", "mean_path, theta"), ("draw", "order 2, theta"))
-    }
-    lines = []
-    for row, (product, _, _) in ROWS.items():
-        best = references[product]
-        for n in calls:
-            made, seconds, really = run(row, n)
-            similarity = ssim_map(made, truth, data_range=1.0)
-            lines.append(
-                {
-                    "subject": case.name,
-                    "row": row,
-                    "calls": really,
-                    "psnr": psnr(made, truth, body, data_range=1.0),
-                    "ssim": float(similarity[body].mean()),
-                    "sharpness": float(np.square(made - gaussian_filter(made, 1))[body].sum() / detail),
-                    "walk_error": float(np.sqrt(np.mean((made - best)[body] ** 2))),
-                    "network_error": float(np.sqrt(np.mean((best - truth)[body] ** 2))),
-                    "seconds": seconds,
-                }
-            )
+
+def flops_of_a_window(model: Model, source: np.ndarray, seen: np.ndarray, target: str) -> float:
+    """Count the operations (a multiply-add is two) of the network for one window of this subject."""
+    n = min(FLOP_SLICES, len(source))
+    whole = np.broadcast_to(seen.any(axis=0), (n, *seen.shape[1:]))
+    with FlopCounterMode(display=False) as counter:
+        made = model.draw(source[:n], whole, Request(target=target, subject="flops", product="one-call"))
+    return counter.get_total_flops() / int(made.facts["windows"])
+
+
+def similarity(estimate: np.ndarray, truth: np.ndarray, body: np.ndarray) -> float:
+    """Give the mean SSIM over a region; NaN where the slab is thinner than the window of SSIM."""
+    values = ssim_map(estimate, truth, data_range=1.0)
+    return float("nan") if values is None else float(values[body].mean())
+
+
+def detail(image: np.ndarray, body: np.ndarray) -> float:
+    """Give the energy of an image minus its Gaussian of one voxel."""
+    return float(np.square(image - gaussian_filter(image, 1))[body].sum())
+
+
+def page(frame: pd.DataFrame) -> str:
+    """Give all groups as tables of means over patients, with paired differences to the row of the best PSNR."""
+    text = ["# Network calls", ""]
+    for (task, run, slices), group in frame.groupby(GROUP, sort=False):
+        where = f"{slices} slices in the middle of each" if slices else "whole volumes"
+        n, runs = group["subject"].nunique(), group["fold"].nunique()
+        text += [f"## {task}, {run}", "", f"{n} patients of {runs} runs, {where}.", "", *table(group), ""]
+    return "\n".join([*text, f"machine: {json.dumps(machine())}", ""])
+
+
+def table(group: pd.DataFrame) -> list[str]:
+    """Give the lines of one group's table."""
+    unit = group["unit"].iloc[0]
+    in_unit = "" if unit == "1" else f" {unit}"
+    means = by_patient(group).groupby(["row", "asked"], sort=False).mean(numeric_only=True)
+    best = means["psnr"].idxmax()
+    to_best = differences(group, label(*best))
+    lines = [
+        f"Differences are paired, to the best mean PSNR ({label(*best)}, found on these same patients), with 95 % "
+        "intervals over patients.",
+        "",
+        f"| walk | asked | calls | PSNR dB | to the best | SSIM | to the best | MAE{in_unit} | sharpness "
+        f"| slice style{in_unit} | slice shape | spread{in_unit} | walk error{in_unit} | TFLOP | seconds |",
+        "| --- " * 15 + "|",
+    ]
+    for (row, asked), r in means.loc[sorted(means.index, key=lambda k: (list(ROWS).index(k[0]), k[1]))].iterrows():
+        by_psnr, by_ssim = (to_best.get((label(row, asked), metric), "-") for metric in ("psnr", "ssim"))
+        lines.append(
+            f"| {row} | {asked} | {r.calls:g} | {r.psnr:.2f} | {by_psnr} | {r.ssim:.4f} | {by_ssim} | {r.mae:.4f} "
+            f"| {r.sharpness:.2f} | {r.slice_style:.4f} | {r.slice_shape:.3f} | {number(r.spread)} "
+            f"| {number(r.walk_error)} | {r.tflop:.3g} | {r.seconds:.2f} |"
+        )
     return lines
 
 
-def markdown(table: pd.DataFrame, n: int, n_slices: int) -> str:
-    """Give the means over subjects as a table."""
-    where = f"a slab of {n_slices} slices each" if n_slices else "whole volumes"
-    text = [
-        "# Network calls",
-        "",
-        f"Means over {n} subjects, {where}; walk error: RMS to {REFERENCE} calls of the same kind of walk, on [0, 1].",
-        "",
-        f"machine: {json.dumps(machine())}",
-        "",
-        "| walk | calls | PSNR dB | SSIM | sharpness | walk error | network error | seconds |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    text += [
-        f"| {r.row} | {r.calls} | {r.psnr:.2f} | {r.ssim:.4f} | {r.sharpness:.2f} | {r.walk_error:.4f} | "
-        f"{r.network_error:.4f} | {r.seconds:.2f} |"
-        for r in table.itertuples()
-    ]
-    return "\n".join(text) + "\n"
+def by_patient(group: pd.DataFrame) -> pd.DataFrame:
+    """Average folds, seeds and visits of one patient: nobody counts twice."""
+    return group.groupby(["row", "asked", "subject"], sort=False).mean(numeric_only=True).reset_index()
 
 
-def draw(table: pd.DataFrame, path: Path) -> None:
-    """Draw PSNR, sharpness and the walk's error against calls."""
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    for axes, metric, label in zip(
-        figure.subplots(1, 3),
-        ("psnr", "sharpness", "walk_error"),
-        ("PSNR, foreground (dB)", "sharpness (1 is right)", "walk error (RMS to 200 calls)"),
-        strict=True,
-    ):
-        for row, lines in table.groupby("row", sort=False):
-            axes.plot(lines["calls"], lines[metric].clip(lower=1e-5), marker="o", markersize=3, label=row)
-        axes.set(xscale="log", xlabel="network calls", ylabel=label)
-        if metric == "walk_error":
-            axes.set_yscale("log")
+def label(row: str, asked: int) -> str:
+    """Name a row at a number of calls."""
+    return f"{row} @ {asked}"
+
+
+def number(value: float) -> str:
+    """Give a number, or a dash where there is none."""
+    return "-" if np.isnan(value) else f"{value:.4f}"
+
+
+def differences(group: pd.DataFrame, best: str) -> dict[tuple[str, str], str]:
+    """Give the paired difference of every row and metric to the best row, with its interval."""
+    long = group.melt(["subject", "row", "asked"], ["psnr", "ssim"], "metric", "value")
+    long["run"] = [label(row, asked) for row, asked in zip(long["row"], long["asked"], strict=True)]
+    long = long.assign(target="", region="foreground", unit="1")
+    found = {}
+    for line in paired(long, best, ("psnr", "ssim"), "foreground"):
+        digits = 2 if line["metric"] == "psnr" else 4
+        if line["difference"] is not None:
+            text = f"{line['difference']:+.{digits}f}"
+            if line["low"] is not None:
+                text += f" ({line['low']:+.{digits}f} to {line['high']:+.{digits}f})"
+            found[line["run"], line["metric"]] = text
+    return found
+
+
+def picture(group: pd.DataFrame, path: Path) -> None:
+    """Draw quality against calls and against the network's work.
+
+    One call of a walk with a variance is white noise about the estimate: it would set every axis, and is left out.
+    """
+    means = by_patient(group).groupby(["row", "asked"], sort=False).mean(numeric_only=True).reset_index()
+    means = means[~((means["asked"] == 1) & means["row"].str.contains("variance"))]
+    unit = group["unit"].iloc[0]
+    panels = (
+        ("asked", "psnr", "PSNR, foreground (dB)"),
+        ("tflop", "psnr", "PSNR, foreground (dB)"),
+        ("asked", "ssim", "SSIM, foreground"),
+        ("asked", "sharpness", "sharpness (1 is right)"),
+        ("asked", "slice_shape", "slice shape (0 is right)"),
+        ("asked", "spread", f"spread over two draws ({unit if unit != '1' else 'of 1'})"),
+    )
+    figure = Figure(figsize=(13, 7.5), layout="constrained")
+    names = list(dict.fromkeys(means["row"]))
+    families = list(dict.fromkeys(name.partition(", stride")[0] for name in names))
+    for axes, (across, metric, words) in zip(figure.subplots(2, 3).flat, panels, strict=True):
+        for name in names:
+            lines = means[means["row"] == name].sort_values(across)
+            color = f"C{families.index(name.partition(', stride')[0])}"
+            style = ":" if "stride" in name else "-"
+            if name == "one call":
+                axes.axhline(float(lines[metric].iloc[0]), linestyle="--", color=color, linewidth=1, label=name)
+                continue
+            axes.plot(lines[across], lines[metric], style, color=color, marker="o", markersize=3, label=name)
+        axes.set(xscale="log", xlabel="network calls" if across == "asked" else "TFLOP of the network", ylabel=words)
+        if across == "asked":
+            axes.set_xticks(
+                sorted(means["asked"].unique()), labels=map(str, sorted(means["asked"].unique())), minor=False
+            )
+            axes.minorticks_off()
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize=7, frameon=False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    patients = group["subject"].nunique()
+    figure.suptitle(f"{group['task'].iloc[0]}, {group['run'].iloc[0]}: means over {patients} patients", fontsize=10)
     figure.savefig(path, dpi=110)
 
 

@@ -72,6 +72,14 @@ def test_results_go_to_stdout_and_news_to_stderr(run, cohort, tmp_path):
     assert done(scanbridge(*words)).out == f"0 translated, 1 were there already: {tmp_path}\n"
 
 
+def test_a_quality_that_does_not_exist_is_refused_with_the_nearest_name(run, cohort, tmp_path):
+    words = ["translate", run, cohort.parent / "p4" / "p4_flair.nii.gz", "--out", tmp_path / "out"]
+    outcome = scanbridge(*words, "--quality", "papers")
+    assert outcome.code == 2
+    assert outcome.fault.endswith("expected draft, normal or paper; did you mean 'paper'?")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_fault_of_the_user_is_one_line(monkeypatch):
     def fails(run):
         raise UserError("one\nthing", "another", "mend\n  it")

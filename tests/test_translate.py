@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -256,6 +257,64 @@ def test_the_first_of_many_draws_is_the_only_one_of_one(run, scans, tmp_path):
         done(scanbridge("translate", run, scans / "new0.nii.gz", *DEVICE, "--samples", k, "--out", tmp_path / str(k)))
     one, two = ((tmp_path / k / "new0_t1w_draw-01.nii.gz").read_bytes() for k in "12")
     assert one == two
+
+
+def test_what_it_will_take_is_said_before_it_starts_and_not_where_all_is_done(run, scans, tmp_path):
+    words = ["translate", run, scans / "new0.nii.gz", scans / "new1.nii.gz", "--out", tmp_path, *DEVICE]
+    said = done(scanbridge(*words, "--samples", 2)).err
+    assert re.search(
+        r"^2 scans, 4 network calls each, and 8 for each of 2 draws: about \d+ (s|min), [\d.]+ GB of memory$",
+        said,
+        re.M,
+    )
+    assert "network call" not in done(scanbridge(*words, "--samples", 2)).err
+    (tmp_path / "new1_t1w.json").unlink()
+    assert "\n1 scans, 4 network calls each" in done(scanbridge(*words, "--samples", 2)).err
+
+
+@pytest.mark.parametrize(
+    ("words", "walk"),
+    [
+        (["draft"], {"calls": 1}),
+        (["normal"], {"calls": 4, "grid": "linear"}),
+        (["paper", "--calls", 5], {"walk": "mean_path", "grid": "published", "calls": 5, "start": "source"}),
+        (["draft", "--calls", 2, "--grid", "theta"], {"calls": 2, "grid": "theta"}),
+    ],
+)
+def test_a_quality_names_a_walk_and_what_is_named_beside_it_wins(run, scans, translated, tmp_path, words, walk):
+    about = ["translate", run, scans / "new0.nii.gz", "--out", tmp_path, *DEVICE]
+    done(scanbridge(*about, "--quality", *words))
+    made = json.loads((tmp_path / "new0_t1w.json").read_text())
+    assert made["recipe"]["options"]["quality"] == made["made"]["estimate"]["quality"] == words[0]
+    assert made["made"]["estimate"]["calls"] == walk["calls"]
+    assert made["made"]["estimate"]["walk"].items() >= walk.items()
+    same = contents(tmp_path)["new0_t1w.nii.gz"] == contents(translated)["new0_t1w.nii.gz"]
+    assert same == (words == ["normal"])
+
+
+def test_a_quality_means_the_estimate_and_not_the_draws(run, scans, tmp_path):
+    words = ["translate", run, scans / "new0.nii.gz", *DEVICE, "--samples", 2, "--quality", "draft", "--calls", 3]
+    done(scanbridge(*words, "--out", tmp_path))
+    made = json.loads((tmp_path / "new0_t1w.json").read_text())["made"]
+    assert (made["estimate"]["calls"], made["draws"]["calls"]) == (1, 3)
+
+
+def test_a_method_without_a_walk_refuses_a_quality(regression, scans, tmp_path):
+    words = ["translate", regression, scans / "new0.nii.gz", *DEVICE, "--out", tmp_path / "out"]
+    assert "a regression has no walk" in scanbridge(*words, "--quality", "paper").fault
+    assert not (tmp_path / "out").exists() or not contents(tmp_path / "out")
+    assert "1 scans, 1 network call each: about" in done(scanbridge(*words, "--quality", "normal")).err
+
+
+def test_calls_that_fall_together_on_trained_steps_are_said_and_stored(cohort, scans, tmp_path):
+    done(scanbridge(*training(cohort, tmp_path / "run", 'bridge.times="published"', "train.images=4")))
+    words = ["translate", tmp_path / "run", scans / "new0.nii.gz", *DEVICE, "--grid", "theta", "--calls", 16]
+    said = done(scanbridge(*words, "--out", tmp_path)).err
+    assert "16 network calls were asked for and 15 are made" in said
+    assert "1 scans, 15 network calls each" in said
+    made = json.loads((tmp_path / "new0_t1w.json").read_text())["made"]["estimate"]
+    assert made["walk"]["calls"] == 16
+    assert made["calls"] == len(made["times"]) - 1 == 15
 
 
 def test_samples_of_a_walk_without_spread_are_refused(cohort, scans, tmp_path):

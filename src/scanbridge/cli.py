@@ -109,6 +109,9 @@ def translate(
     inputs: Annotated[list[Path], typer.Argument(help="Scans in NIfTI, or a folder of them.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the results.")],
     target: Annotated[str | None, typer.Option("--target", help="Which image, for a run with several.")] = None,
+    quality: Annotated[
+        str | None, typer.Option("--quality", help="draft (one call), normal (the run's own) or paper (as published).")
+    ] = None,
     calls: Annotated[int | None, typer.Option("--calls", min=1, help="Network calls a volume.")] = None,
     order: Annotated[int | None, typer.Option("--order", min=1, max=2, help="Order of the walk.")] = None,
     grid: Annotated[str | None, typer.Option("--grid", help="theta, linear, quadratic, lambda, published.")] = None,
@@ -128,8 +131,8 @@ def translate(
     from scanbridge.options import Options
     from scanbridge.translate import translate_all
 
-    walk = (calls, order, grid, eta)
-    options = Options(target, samples, seed, *walk, style=style, foreground=foreground, interval=interval)  # type: ignore[arg-type]
+    walk = {"quality": quality, "calls": calls, "order": order, "grid": grid, "eta": eta}
+    options = Options(target, samples, seed, style=style, foreground=foreground, interval=interval, **walk)  # type: ignore[arg-type]
     with _bar("translating") as advance:
         made, kept = translate_all(
             run,

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
+from scanbridge.errors import UserError, nearest
 from scanbridge.files import sha256
-from scanbridge.methods.base import Product, Request
+from scanbridge.methods.base import Product, Quality, Request
 
 
 @dataclass(frozen=True)
 class Options:
     """What a user may ask of a translation; None leaves a choice to the run.
 
+    `quality` is the estimate's walk: draft is one call, normal the run's own, paper the published one; what is named
+    beside it (`calls`, `order`, `grid`, `eta`, `temperature`) wins.
     `style` is a name or a file, `foreground` a mask on the source that replaces the computed one, `on` the grid of the
     result; `oracle` lets a style come from an image that the run set apart, for evaluation alone. `interval` asks for
     intervals (True: or an error), or for none (False); None gives them where the run's calibration holds.
@@ -36,6 +39,13 @@ class Options:
     on: Literal["source", "model"] = "source"
     oracle: bool = False
     interval: bool | None = None
+    quality: Quality | None = None
+
+    def __post_init__(self) -> None:
+        if self.quality is not None and self.quality not in get_args(Quality):
+            raise UserError(
+                f"--quality {self.quality}", "draft, normal or paper", nearest(self.quality, get_args(Quality))
+            )
 
     def request(
         self,
@@ -45,8 +55,13 @@ class Options:
         on_call: Callable[[int, int], None],
         style: str | Tensor | None = None,
     ) -> Request:
-        """Give the request for one product; what is asked of a walk means the draws, where draws are asked for."""
+        """Give the request for one product; what is asked of a walk means the draws, where draws are asked for.
+
+        A quality means the estimate.
+        """
         request = Request(target=target, subject=subject, product=product, seed=self.seed, style=style, on_call=on_call)
+        if product == "estimate":
+            request = replace(request, quality=self.quality)
         if self.samples and product != "draw":
             return request
         return replace(

@@ -15,6 +15,7 @@ from scanbridge.data.intensity import Scale
 from scanbridge.data.nifti import read, write
 from scanbridge.errors import UserError
 from scanbridge.files import make_folder, read_json, sha256, write_json
+from scanbridge.forecast import forecast
 from scanbridge.model import Model
 from scanbridge.options import Options
 from scanbridge.translation import Translation, chosen_target, translate_volume
@@ -126,8 +127,7 @@ def translate_file(
     """
     target = chosen_target(model, options.target)
     volume = read(path)
-    base = out / f"{stem(path)}_{target}"
-    about = base.with_name(base.name + ".json")
+    base, about = out / f"{stem(path)}_{target}", _about(out, path, target)
     wanted = recipe(model, target, volume.sha256, options)
     if (calibration := calibration_for(model, target, options)[0]) is not None:
         wanted["calibration"] = calibration.digest
@@ -150,6 +150,10 @@ def translate_file(
     write(base.with_name(base.name + ".nii.gz"), made.data, made.affine)
     write_json(about, {"source": path.name, **facts_of(model, target, made), "recipe": wanted})
     return True
+
+
+def _about(out: Path, path: Path, target: str) -> Path:
+    return out / f"{stem(path)}_{target}.json"
 
 
 def _beside(base: Path, end: str) -> Path:
@@ -191,7 +195,10 @@ def translate_all(
     on_progress: Callable[[float, float, str], None] = lambda done, of, words: None,  # noqa: ARG005
     say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> tuple[int, int]:
-    """Translate files one after another; give how many were made and how many were there already."""
+    """Translate files one after another; give how many were made and how many were there already.
+
+    What it will take is said before it starts.
+    """
     part, parts = _shard(shard)
     files = list(find_inputs(inputs).values())[part - 1 :: parts]
     model = Model.open(run, device=device)
@@ -199,6 +206,9 @@ def translate_all(
     say(f"{len(files)} scans, {model.common.task.source} -> {target} on {model.device}")
     calibration, why = calibration_for(model, target, options)
     say(f"with intervals: {calibration.sentence}" if calibration else f"without intervals: {why}")
+    waiting = [path for path in files if overwrite or not _about(out, path, target).is_file()]
+    for line in forecast(model, waiting, options):
+        say(line)
     made = 0
     for index, path in enumerate(files):
 

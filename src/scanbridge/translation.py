@@ -111,6 +111,7 @@ def translate_volume(
         If the volume has no foreground, or the run cannot do what is asked.
     """
     target = chosen_target(model, options.target)
+    check_quality(model, options)
     calibration, why = calibration_for(model, target, options)
     prepared = prepare_source(model, volume, options.foreground)
     scale = model.scales[target]
@@ -181,6 +182,14 @@ def style_of(model: Model, target: str, options: Options) -> str | torch.Tensor 
     spec = model.specs[target]
     scale = scale_of(spec, volume.data, foreground(volume.data, spec.kind))
     return torch.from_numpy(scale.encode(volume.data))[None]
+
+
+def check_quality(model: Model, options: Options) -> None:
+    """Refuse to change the walk of a run that has none."""
+    if options.quality not in (None, "normal") and not hasattr(model.config, "estimate"):
+        raise UserError(
+            f"--quality {options.quality}: a {model.common.method} has no walk", "the run of a bridge", "leave it out"
+        )
 
 
 def chosen_target(model: Model, target: str | None) -> str:

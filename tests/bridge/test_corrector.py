@@ -157,3 +157,39 @@ def test_after_a_correction_the_history_of_order_two_is_the_estimate_at_the_corr
     last, before = bend(network.states[-1], network.times[-1]), bend(network.states[-2], network.times[-2])
     right = last + (1 / sd - w[-1]) * (last - before) / (w[-1] - w[-2])
     torch.testing.assert_close(given, right, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+@pytest.mark.parametrize("corrections", [1, 2])
+def test_a_corrected_walk_of_order_two_bends_by_estimates_at_corrected_states_alone(
+    eta: float, corrections: int
+) -> None:
+    process, source, sd = brownian_bridge(), random(1, 3, 4, 4), 0.25
+    times, network, noise = time_grid(process, 5), Seen(bend), noises(1, 3, 4, 4)
+    corrector = langevin(process, source, corrections=corrections)
+    given = walk(network, process, source, times, noise, order=2, eta=eta, corrector=corrector)
+
+    u, before = noise(0), None
+    for call, (t, s) in enumerate(pairwise(times.tolist())):
+        _, b, c = weights(process, t)
+        x, kappa = (source if c == 0 else b * source + c * u), float(process.kappa(as_time(t)))
+        if call:
+            x, _ = corrector(x, t, bend)
+            u = (x - b * source) / c
+        estimate = mean = bend(x, t)
+        w = kappa / math.sqrt(1 + (kappa * sd) ** 2)
+        if before is not None:
+            reach = 1 / sd
+            if s > 0:
+                kappas = torch.linspace(kappa, float(process.kappa(as_time(s))), 2001, dtype=torch.float64)
+                inside = kappas / torch.sqrt(1 + (kappas * sd) ** 2)
+                reach = float(torch.trapezoid(inside, kappas) / (kappas[-1] - kappas[0]))
+            mean = estimate + (reach - w) * (estimate - before[1]) / (w - before[0])
+        before = (w, estimate)
+        if s == 0:
+            torch.testing.assert_close(given, mean, atol=1e-5, rtol=0)
+            break
+        q = eta * float(process.markov(as_time(s), as_time(t)))
+        kept, after = math.sqrt(1 - q**2), float(process.kappa(as_time(s)))
+        u = kept * u + (after - kept * kappa) * mean + q * noise(call + 1)
+    assert len(network.times) == 5 + 4 * corrections

@@ -11,11 +11,11 @@ from typing import Literal
 
 import pytest
 import torch
-from laws import BRIDGES, NOISY, RESSHIFT, Gaussian, Mixture, coordinate, every_bridge, order_of, quantiles, rms
+from laws import BRIDGES, NOISY, RESSHIFT, Gaussian, Mixture, Seen, coordinate, every_bridge, order_of, quantiles, rms
 from torch import Tensor
 
 from scanbridge.bridge.process import Process, as_time, brownian_bridge
-from scanbridge.bridge.sample import time_grid, walk
+from scanbridge.bridge.sample import residual_variance, time_grid, walk
 
 Order = Literal[1, 2]
 Z = quantiles()
@@ -70,12 +70,52 @@ def gaussian_spread(process: Process, calls: int, order: Order, sd: float = 0.2,
     return (high - low) / 2 / 0.2 - 1
 
 
-def mixture_distance(process: Process, calls: int, order: Order) -> float:
-    """Give W2 / sd of x_0 on the mixture."""
+def interior_spread(process: Process, calls: int, order: Order, eta: float, sd: float) -> float:
+    """Give the relative error of the spread of u at kappa = 50, on the Gaussian, of a walk exact at kappa = .5.
+
+    One element a noise: the walk is linear, so the norm over unit impulses is the standard deviation.
+    """
+    low, high = 0.5, 50.0
+    times = process.time(torch.linspace(math.log(low), math.log(high), calls + 1, dtype=torch.float64).exp())
+    unit = torch.eye(len(times) + 2, dtype=torch.float64)
+    law = Gaussian(process, torch.zeros_like(unit[0]), mean=0.0)
+    network = Seen(law.denoise)
+    start = law.state(low, unit[0])
+    walk(
+        network,
+        process,
+        law.source,
+        torch.cat([times, torch.zeros(1, dtype=torch.float64)]),
+        lambda step: start if step == 0 else unit[step],
+        order=order,
+        eta=eta,
+        residual_scale=sd,
+    )
+    u = coordinate(process, network.times[-1], network.states[-1], law.source)[0]
+    return float(u.norm() / law.state(high, unit[0]).norm()) - 1
+
+
+def mixture_distance(process: Process, calls: int, order: Order, *, corrected: bool = False) -> float:
+    """Give W2 / sd of x_0 on the mixture.
+
+    With the variance of order 2, noise is added in the first step alone, to a u that is a normal law plus a constant:
+    the sum is drawn as one normal law, and quantiles stay quantiles.
+    """
     source = torch.full_like(Z, -0.1)
     law = Mixture(process, source)
     times = time_grid(process, calls, residual_scale=MIXTURE_SD)
-    given = walk(law.denoise, process, source, times, starting_with(Z), order=order, residual_scale=MIXTURE_SD)
+    wider = float(process.kappa(times[1])) * MIXTURE_SD if calls > 1 else 0.0
+    added = (math.sqrt(1 + wider**2) - 1) / wider if wider else 1.0
+    given = walk(
+        law.denoise,
+        process,
+        source,
+        times,
+        lambda step: {0: Z, 1: added * Z}[step] if corrected else starting_with(Z)(step),
+        order=order,
+        residual_scale=MIXTURE_SD,
+        variance=residual_variance(process, MIXTURE_SD) if corrected else None,
+    )
     return rms(given - law.target(Z)) / MIXTURE_SD
 
 
@@ -182,13 +222,57 @@ def test_a_posterior_mean_loses_the_measured_spread(eta: float, losses: tuple[fl
 
 
 @every_bridge
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("calls", [1, 2, 3, 8, 50])
+def test_the_residual_variance_makes_every_walk_exact_on_the_gaussian(process: Process, calls: int, eta: float) -> None:
+    assert abs(_spread_of_draws(process, calls, eta, drawn=False, corrected=True) - 1) < 1e-12
+
+
+@every_bridge
+@pytest.mark.parametrize("calls", [1, 2, 3, 8, 50])
+def test_with_the_residual_variance_order_two_is_exact_on_the_gaussian_too(process: Process, calls: int) -> None:
+    assert abs(_spread_of_draws(process, calls, 0.0, drawn=False, corrected=True, order=2) - 1) < 1e-12
+
+
+@pytest.mark.parametrize(("calls", "distance"), [(1, 0.417), (2, 0.189), (3, 0.122), (4, 0.096), (8, 0.040)])
+def test_with_the_residual_variance_few_calls_of_order_two_come_closer_on_the_mixture(
+    calls: int, distance: float
+) -> None:
+    given = mixture_distance(brownian_bridge(), calls, 2, corrected=True)
+    assert given == pytest.approx(distance, abs=1.5e-3)
+    assert given < mixture_distance(brownian_bridge(), calls, 2)
+
+
+@pytest.mark.parametrize("process", NOISY, ids=lambda process: process.name)
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+@pytest.mark.parametrize("order", [2, 1])
+@pytest.mark.parametrize("sd", [0.2, 0.3])
+def test_a_stochastic_walk_has_its_weak_order_inside_the_path(
+    process: Process, eta: float, order: Order, sd: float
+) -> None:
+    calls = [64, 128, 256]
+    errors = [abs(interior_spread(process, n, order, eta, sd)) for n in calls]
+    assert abs(order_of(calls, errors) - order) < 0.05
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_a_stochastic_walk_of_order_two_is_of_weak_order_two_from_end_to_end(eta: float) -> None:
+    calls = [32, 64, 128]
+    errors = [1 - _spread_of_draws(brownian_bridge(), n, eta, drawn=False, order=2) for n in calls]
+    assert abs(order_of(calls, errors) - 2) < 0.2
+    assert 0 < errors[-1] < 1e-4  # order 1 with eta = 1 loses 2 % here
+
+
+@every_bridge
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("calls", [1, 2, 8])
 def test_a_draw_from_the_posterior_keeps_the_spread(process: Process, eta: float, calls: int) -> None:
     assert abs(_spread_of_draws(process, calls, eta, drawn=True) - 1) < 1e-12
 
 
-def _spread_of_draws(process: Process, calls: int, eta: float, *, drawn: bool) -> float:
+def _spread_of_draws(
+    process: Process, calls: int, eta: float, *, drawn: bool, corrected: bool = False, order: Order = 1
+) -> float:
     """Give sd(x_0) / sd on the Gaussian: one element a noise, impulses propagated through the (linear) walk."""
     times = time_grid(process, calls, residual_scale=0.2)
     unit = torch.eye(2 * len(times), dtype=torch.float64)
@@ -203,5 +287,16 @@ def _spread_of_draws(process: Process, calls: int, eta: float, *, drawn: bool) -
         posterior_sd = law.sd / math.sqrt(1 + (kappa * law.sd) ** 2)
         return law.denoise(state, t) + (posterior_sd * unit[-n_calls] if drawn else 0)
 
-    given = walk(denoise, process, source, times, lambda step: unit[step], eta=eta)
+    variance = residual_variance(process, law.sd) if corrected else None
+    given = walk(
+        denoise,
+        process,
+        source,
+        times,
+        lambda step: unit[step],
+        eta=eta,
+        order=order,
+        residual_scale=law.sd,
+        variance=variance,
+    )
     return float(given.norm()) / law.sd

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from scanbridge.bridge.noise import NoiseSource
 from scanbridge.bridge.process import Process, as_time, brownian_bridge, ddpm, linear_beta, rectified
-from scanbridge.bridge.sample import Grid, Langevin, Start, Step, snap, time_grid, walk
+from scanbridge.bridge.sample import Grid, Langevin, Start, Step, residual_variance, snap, time_grid, walk
 from scanbridge.errors import UserError
 
 ETAS = [0.0, 0.3, 1.0]
@@ -79,8 +79,32 @@ def test_a_walk_on_trained_steps_keeps_their_marginals(process: Process, eta: fl
 
 
 @every_noisy_process
-def test_order_two_keeps_the_marginals(process: Process) -> None:
-    assert_marginals(process, propagate(process, time_grid(process, 9), order=2))
+@pytest.mark.parametrize("eta", ETAS)
+def test_order_two_keeps_the_marginals(process: Process, eta: float) -> None:
+    assert_marginals(process, propagate(process, time_grid(process, 9), order=2, eta=eta))
+
+
+@every_noisy_process
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("eta", ETAS)
+def test_a_variance_of_zero_is_the_plain_walk_to_the_bit(process: Process, order: Any, eta: float) -> None:
+    source, times = random(4), time_grid(process, 5)
+    plain, zero = (
+        walk(bend, process, source, times, noises(4), order=order, eta=eta, variance=variance)
+        for variance in (None, lambda _t: 0.0)
+    )
+    assert torch.equal(plain, zero)
+
+
+@every_noisy_process
+def test_the_residual_variance_is_tweedies_on_the_gaussian(process: Process) -> None:
+    """Var(x_0 | u) = dD / d(kappa u) for u = kappa x_0 + eps: the denoiser's own slope."""
+    law = Gaussian(process, torch.zeros(1, dtype=torch.float64))
+    for t in (0.05, 0.4, 0.9):
+        _, _, c = weights(process, t)
+        low, high = (law.denoise(c * torch.tensor([u], dtype=torch.float64), t) for u in (-0.5, 0.5))
+        slope = float((high - low) / process.kappa(as_time(t)))
+        assert residual_variance(process, law.sd)(t) == pytest.approx(slope, rel=1e-9)
 
 
 @every_bridge
@@ -273,7 +297,7 @@ def test_mean_path_of_the_rectified_process_is_eulers_walk() -> None:
             "has no score.*corrections to 0",
         ),
         (brownian_bridge(), {"path": "mean", "order": 2}, "order 2 is not defined for mean_path"),
-        (brownian_bridge(), {"order": 2, "eta": 0.5}, "order 2 with eta = 0.5.*set eta to 0, or order to 1"),
+        (brownian_bridge(), {"path": "mean", "variance": lambda _t: 0.1}, "mean_path with a variance.*'marginals'"),
         (brownian_bridge(), {"eta": 1.5}, "eta = 1.5; expected a number from 0 to 1"),
         (brownian_bridge(), {"eta": -0.1}, "eta = -0.1; expected a number from 0 to 1"),
         (brownian_bridge(), {"path": "mean", "eta": 1.0}, "mean_path with eta = 1.*'marginals'"),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from scanbridge.bridge.volume import Cover, Lift, Overlap, Tiles, Windows, overlap_mean
+from scanbridge.errors import UserError
 
 Box = tuple[int, int, int]
 
@@ -25,6 +26,15 @@ def tilings(draw: st.DrawFn) -> Tiles:
     return Tiles(shape, (d, h, w), draw(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 0.8, 0.9])))
 
 
+@st.composite
+def strided(draw: st.DrawFn) -> Windows:
+    radius = draw(st.integers(0, 3))
+    ends = draw(st.sampled_from(["copy", "live"]))
+    stride = draw(st.integers(1, 2 * radius + 1))
+    n_slices = draw(st.integers(1, 17)) + (2 * radius if ends == "live" else 0)
+    return Windows(n_slices, radius, ends, stride, draw(st.integers(0, stride - 1)))
+
+
 def pieces_of(cover: Cover, image: Tensor) -> Tensor:
     return cover.cut(image, range(len(cover)))
 
@@ -37,7 +47,15 @@ def covers() -> list[Cover]:
         for ends in ("copy", "live")
         if ends == "copy" or n_slices > 2 * radius
     ]
-    return [*windows, Tiles((7, 6, 5), (4, 3, 5), 0.5), Tiles((1, 6, 5), (1, 2, 5), 0.0)]
+    thin: list[Cover] = [
+        Windows(n_slices, radius, ends, stride, offset)
+        for radius, stride in ((1, 3), (2, 4))
+        for n_slices in (1, 2, 8)
+        for ends in ("copy", "live")
+        if ends == "copy" or n_slices > 2 * radius
+        for offset in (0, stride - 1)
+    ]
+    return [*windows, *thin, Tiles((7, 6, 5), (4, 3, 5), 0.5), Tiles((1, 6, 5), (1, 2, 5), 0.0)]
 
 
 def shape_of(cover: Cover) -> Box:
@@ -101,6 +119,46 @@ def test_mean_and_spread_are_numpys_weighted_ones(cover: Cover) -> None:
         spread = np.sqrt(np.average((values - mean) ** 2, weights=share))
         assert abs(float(overlap.mean[0][voxel]) - mean) < 2e-6
         assert abs(float(overlap.spread[0][voxel]) - spread) < 2e-6
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(strided())
+def test_windows_of_any_stride_and_offset_cover_every_slice_and_average_to_the_volume(windows: Windows) -> None:
+    image = volume(1, windows.n_slices, 1, 2)
+    assert torch.equal(overlap_mean(pieces_of(windows, image), windows, image), image)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(strided())
+def test_over_a_cycle_every_window_of_stride_one_is_run_once_away_from_the_ends(windows: Windows) -> None:
+    run = [centre for each in windows.cycle for centre in each.centres]
+    whole = Windows(windows.n_slices, windows.radius, windows.ends)
+    assert len(windows.cycle) == windows.stride
+    assert sorted(set(run)) == list(whole.centres)
+    assert all(run.count(centre) == 1 for centre in whole.centres[1:-1])
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(strided())
+def test_a_stride_saves_its_share_of_the_windows_up_to_one_at_each_end(windows: Windows) -> None:
+    assert list(windows.centres) == sorted(set(windows.centres))
+    assert windows.n_slices / (2 * windows.radius + 1) <= len(windows) <= windows.n_slices / windows.stride + 2
+    assert (np.diff(windows.centres)[1:-1] == windows.stride).all()
+
+
+def test_at_full_stride_a_slice_inside_lies_in_one_window() -> None:
+    held = torch.zeros(12)
+    cover = Windows(12, radius=1, stride=3, offset=1)
+    for index in range(len(cover)):
+        held[cover.place(index)[0][0]] += 1
+    assert held.tolist() == [1] * 12
+    assert len(cover) == 4
+
+
+@pytest.mark.parametrize(("radius", "stride"), [(0, 2), (1, 4), (1, 0), (2, 6)])
+def test_a_stride_that_leaves_slices_out_is_refused(radius: int, stride: int) -> None:
+    with pytest.raises(UserError, match=f"stride = {stride}; expected 1 to {2 * radius + 1}"):
+        Windows(9, radius, stride=stride)
 
 
 @pytest.mark.parametrize("n_slices", [1, 2, 4])
@@ -206,3 +264,37 @@ def test_the_disagreement_is_that_of_the_last_call() -> None:
     lifted(torch.zeros_like(state), 0.3)
     assert lifted.disagreement is not None
     assert float(lifted.disagreement.max()) == 0
+
+
+THIN = Windows(8, radius=1, stride=3).cycle
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_a_thinned_lift_takes_its_covers_in_turn_by_the_number_of_the_call(batch_size: int) -> None:
+    state, source, whole = volume(1, 8, 3, 4), volume(1, 8, 3, 4, seed=1), Windows(8, radius=1)
+    network = Recorder()
+    lifted = Lift(network, source, whole, batch_size, cycle=THIN, last=0.2)
+    for cover, t in [(THIN[0], 1.0), (THIN[1], 0.8), (THIN[2], 0.8), (THIN[0], 0.3), (whole, 0.2)]:
+        network.states.clear()
+        right = Lift(Recorder(), source, cover, 100)
+        torch.testing.assert_close(lifted(state, t), right(state, t), atol=0, rtol=0)
+        assert torch.equal(torch.stack(network.states), pieces_of(cover, state))
+
+
+def test_the_last_call_of_a_thinned_lift_has_a_disagreement_and_no_seams() -> None:
+    state, source, whole = volume(1, 8, 3, 4), volume(1, 8, 3, 4, seed=1), Windows(8, radius=1)
+    thinned, plain = Lift(Recorder(), source, whole, 4, cycle=THIN, last=0.2), Lift(Recorder(), source, whole, 4)
+    thinned(state, 0.3)
+    assert thinned.disagreement is not None
+    assert float(thinned.disagreement[:, 1:-1].max()) == 0  # one window a slice cannot disagree
+    assert torch.equal(thinned(state, 0.2), plain(state, 0.2))
+    assert plain.disagreement is not None
+    assert torch.equal(thinned.disagreement, plain.disagreement)
+    assert float(plain.disagreement.min()) > 0
+
+
+def test_a_thinned_lift_of_a_denoiser_of_voxels_is_that_denoiser() -> None:
+    state, source = volume(1, 8, 3, 4), volume(1, 8, 3, 4, seed=1)
+    lifted = Lift(lambda x, y, t: torch.tanh(x - t * y), source, Windows(8), 3, cycle=THIN, last=0.2)
+    for t in (1.0, 0.5, 0.5, 0.3, 0.2):
+        torch.testing.assert_close(lifted(state, t), torch.tanh(state - t * source), atol=0, rtol=0)

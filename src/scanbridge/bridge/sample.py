@@ -19,6 +19,7 @@ from scanbridge.bridge.process import Process, as_time
 from scanbridge.errors import UserError
 
 Denoise = Callable[[Tensor, float], Tensor]
+Variance = Callable[[float], float]
 Grid = Literal["theta", "linear", "quadratic", "lambda", "published"]
 Start = Literal["prior", "source", "source+noise"]
 Path = Literal["marginals", "mean"]
@@ -84,6 +85,15 @@ def snap(times: Tensor, steps: Tensor) -> Tensor:
     return torch.cat([steps[torch.unique_consecutive(nearest)], times[-1:]])
 
 
+def residual_variance(process: Process, residual_scale: float) -> Variance:
+    """Give t -> Var(x_0 | x_t, y) of a Gaussian residual, sd^2 / (1 + kappa^2 sd^2): what `walk` takes as V_t."""
+
+    def variance(t: float) -> float:
+        return residual_scale**2 / (1 + (float(process.kappa(as_time(t))) * residual_scale) ** 2)
+
+    return variance
+
+
 class Corrector(Protocol):
     """Moves the state at its time towards the law that the network describes."""
 
@@ -114,6 +124,7 @@ def walk(
     temperature: float = 1.0,
     start: Start = "prior",
     residual_scale: float = DEFAULT_RESIDUAL_SCALE,
+    variance: Variance | None = None,
     corrector: Corrector | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Tensor:
@@ -134,7 +145,8 @@ def walk(
         eta = 1 the process's own chain. ``"mean"``: BBDM's and CT2MRI's released walk with its noise switched
         off, which keeps eta = 1 in the mean: it iterates the posterior mean and has no spread.
     order
-        2 interpolates D in w = kappa / sqrt(1 + kappa^2 sd^2); needs eta = 0 and the marginals.
+        2 extrapolates D over the step in w = kappa / sqrt(1 + kappa^2 sd^2), for the marginals alone. With eta > 0 it
+        is the stochastic multistep in w (SDE-DPM-Solver++ 2M, Lu et al. 2022, in other coordinates).
     eta
         Stochasticity, 0 to 1.
     temperature
@@ -143,6 +155,10 @@ def walk(
         ``"prior"``: u = temperature z; ``"source"``: x = y; ``"source+noise"``: x = y + temperature c z.
     residual_scale
         sd, for order 2.
+    variance
+        ``t -> V_t``, Var(x_0 | x_t, y) as one number a time, such as `residual_variance`. Where D is held over a step
+        (order 1, and the first step of order 2) the posterior mean stands for x_0 and (kappa_s - sqrt(1 - q^2)
+        kappa_t)^2 V_t of the variance of u is lost: it is added as noise, V_t itself at the last step. None: nothing.
     corrector
         Applied at every new time but the last.
     on_step
@@ -151,9 +167,9 @@ def walk(
     Raises
     ------
     UserError
-        For a combination that does not exist: see `path`, `order` and `eta`.
+        For a combination that does not exist: see `path`, `order`, `eta` and `variance`.
     """
-    _refuse_impossible(process, path, order, eta, corrector)
+    _refuse_impossible(process, path, order, eta, variance, corrector)
     u, x = _start(process, source, float(times[0]), start, temperature, noise)
     history: tuple[float, Tensor] | None = None
     reused: Tensor | None = None
@@ -167,11 +183,12 @@ def walk(
             x = _mean_step(process, s, t, x, estimate, source)
         else:
             kappa = float(process.kappa(as_time(t)))
-            bent = _bend(process, s, kappa, estimate, history, residual_scale) if order == 2 else None
+            mean, lost = estimate, 0.0 if variance is None else variance(t)
+            if order == 2 and history is not None:
+                mean, lost = _mean_of_step(process, s, kappa, estimate, history, residual_scale), 0.0
             if s == 0:
-                return estimate if bent is None else estimate + bent
-            u = _marginal_step(process, s, t, u, estimate, eta, lambda: noise(call + 1))  # noqa: B023  (used at once)
-            u = u if bent is None else u + bent
+                return mean + math.sqrt(lost) * noise(call + 1) if lost > 0 else mean
+            u = _marginal_step(process, s, t, u, mean, eta, lost, lambda: noise(call + 1))  # noqa: B023  (used at once)
             history = (kappa, estimate)
             x = _state(process, s, u, source)
         reused = None
@@ -182,7 +199,9 @@ def walk(
     raise ValueError("times must end with 0")
 
 
-def _refuse_impossible(process: Process, path: Path, order: int, eta: float, corrector: Corrector | None) -> None:
+def _refuse_impossible(
+    process: Process, path: Path, order: int, eta: float, variance: Variance | None, corrector: Corrector | None
+) -> None:
     if process.noiseless and path != "mean":
         raise UserError(f"{process.name} has no noise to walk with", "path = 'mean'", "set walk to 'mean_path'")
     if process.noiseless and corrector is not None:
@@ -191,10 +210,10 @@ def _refuse_impossible(process: Process, path: Path, order: int, eta: float, cor
         raise UserError(f"eta = {eta:g}", "a number from 0 to 1", "set eta to 0 (deterministic) or 1 (the full chain)")
     if path == "mean" and eta > 0:
         raise UserError(f"mean_path with eta = {eta:g}", "eta = 0", "set eta to 0, or walk to 'marginals'")
+    if path == "mean" and variance is not None:
+        raise UserError("mean_path with a variance", "variance = 'none'", "set it so, or walk to 'marginals'")
     if order == 2 and path == "mean":
         raise UserError("order 2 is not defined for mean_path", "order 1", "set order to 1 or walk to 'marginals'")
-    if order == 2 and eta > 0:
-        raise UserError(f"order 2 with eta = {eta:g}", "eta = 0", "set eta to 0, or order to 1")
     if order == 2 and isinstance(corrector, Langevin) and corrector.reuse:
         raise UserError("order 2 with a reused correction", "reuse = false", "set reuse to false, or order to 1")
 
@@ -229,32 +248,42 @@ def _mean_step(process: Process, s: float, t: float, x: Tensor, estimate: Tensor
 
 
 def _marginal_step(
-    process: Process, s: float, t: float, u: Tensor, estimate: Tensor, eta: float, fresh: Callable[[], Tensor]
+    process: Process,
+    s: float,
+    t: float,
+    u: Tensor,
+    mean: Tensor,
+    eta: float,
+    lost: float,
+    fresh: Callable[[], Tensor],
 ) -> Tensor:
+    """Give sqrt(1 - q^2) u + gain D + sqrt(q^2 + gain^2 V) z, with D the mean of the step and V what it lost."""
     kappa_s, kappa_t = float(process.kappa(as_time(s))), float(process.kappa(as_time(t)))
     q = eta * float(process.markov(as_time(s), as_time(t)))
-    u = math.sqrt(1 - q**2) * (u - kappa_t * estimate) + kappa_s * estimate
-    return u + q * fresh() if q > 0 else u
+    kept = math.sqrt(1 - q**2)
+    gain = kappa_s - kept * kappa_t
+    spread = math.sqrt(q**2 + gain**2 * lost)
+    u = kept * u + gain * mean
+    return u + spread * fresh() if spread > 0 else u
 
 
-def _bend(
-    process: Process, s: float, kappa: float, estimate: Tensor, history: tuple[float, Tensor] | None, sd: float
-) -> Tensor | None:
-    """Second-order term: slope of D in w times the integral of (w - w_t) d kappa; the limit of D at s = 0.
+def _mean_of_step(
+    process: Process, s: float, kappa: float, estimate: Tensor, history: tuple[float, Tensor], sd: float
+) -> Tensor:
+    """Give the mean over kappa of D from t to s, extrapolated in w from the last two calls; its limit at s = 0.
 
-    With D = D_t + (w - w_t) slope, the integral from kappa_t to kappa_s is
+    With D = D_t + (w - w_t) slope, the integral of w - w_t from kappa_t to kappa_s is
     [sqrt(1 + kappa_s^2 sd^2) - sqrt(1 + kappa_t^2 sd^2)] / sd^2 - w_t (kappa_s - kappa_t), and w = 1 / sd at infinity.
     """
-    if history is None:
-        return None
     before, last = history
     root = math.sqrt(1 + (kappa * sd) ** 2)
     w = kappa / root
     slope = (estimate - last) / (w - before / math.sqrt(1 + (before * sd) ** 2))
     if s == 0:
-        return (1 / sd - w) * slope
+        return estimate + (1 / sd - w) * slope
     after = float(process.kappa(as_time(s)))
-    return ((math.sqrt(1 + (after * sd) ** 2) - root) / sd**2 - w * (after - kappa)) * slope
+    rise = (math.sqrt(1 + (after * sd) ** 2) - root) / (sd**2 * (after - kappa))
+    return estimate + (rise - w) * slope
 
 
 @dataclass

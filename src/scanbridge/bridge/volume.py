@@ -11,12 +11,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+
+from scanbridge.errors import UserError
 
 Region = tuple[slice, slice, slice]
 
@@ -36,7 +38,7 @@ class Cover(Protocol):
 
 @dataclass(frozen=True)
 class Windows:
-    """All windows of 2 `radius` + 1 neighbouring slices of a volume of `n_slices`, at stride one.
+    """Windows of 2 `radius` + 1 neighbouring slices of a volume of `n_slices`, centred on every `stride`-th slice.
 
     Parameters
     ----------
@@ -45,30 +47,57 @@ class Windows:
     radius
         N; a window holds 2 N + 1 slices.
     ends
-        ``"copy"``: one window per slice; a missing neighbour is a copy of the current end slice, is no state, and its
-        prediction is dropped. ``"live"``: as released by CT2MRI: the volume comes padded by N slices at both
-        ends, which are states like any other; windows are centred on the real slices only.
+        ``"copy"``: a missing neighbour is a copy of the current end slice, is no state, and its prediction is dropped.
+        ``"live"``: as released by CT2MRI: the volume comes padded by N slices at both ends, which are states like any
+        other; windows are centred on the real slices only.
+    stride
+        1 to 2 N + 1: slices from one centre to the next. At 2 N + 1 a slice lies in one window.
+    offset
+        Of the centres, modulo `stride`. A centre that would lie beyond an end stands on the end slice: no slice is left
+        out, and every window is centred on a slice, as in training.
+
+    Raises
+    ------
+    UserError
+        For a stride that would leave slices out.
     """
 
     n_slices: int
     radius: int = 1
     ends: Literal["copy", "live"] = "copy"
+    stride: int = 1
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        width = 2 * self.radius + 1
+        if not 1 <= self.stride <= width:
+            raise UserError(f"stride = {self.stride}", f"1 to {width} for windows of {width}", f"set stride to {width}")
+
+    @cached_property
+    def centres(self) -> tuple[int, ...]:
+        """The slice in the middle of every window, rising."""
+        first = self.radius if self.ends == "live" else 0
+        around = range(-self.radius, self.n_slices + self.radius)
+        on_grid = (i for i in around if (i - first - self.offset) % self.stride == 0)
+        return tuple(dict.fromkeys(min(max(i, first), self.n_slices - 1 - first) for i in on_grid))
+
+    @property
+    def cycle(self) -> tuple[Windows, ...]:
+        """These windows at every offset: in all of them together a slice has each place of a window once."""
+        return tuple(replace(self, offset=offset) for offset in range(self.stride))
 
     def __len__(self) -> int:
-        return self.n_slices - (2 * self.radius if self.ends == "live" else 0)
-
-    def _first(self, index: int) -> int:
-        return index if self.ends == "live" else index - self.radius
+        return len(self.centres)
 
     def cut(self, volume: Tensor, index: Sequence[int]) -> Tensor:
         """Give the windows `index` of `volume` (C, D, H, W), shape (len(index), C, 2N + 1, H, W)."""
-        first = torch.tensor([self._first(i) for i in index], device=volume.device)
-        slices = first[:, None] + torch.arange(2 * self.radius + 1, device=volume.device)
+        centres = torch.tensor([self.centres[i] for i in index], device=volume.device)
+        slices = centres[:, None] + torch.arange(-self.radius, self.radius + 1, device=volume.device)
         return volume[:, slices.clamp(0, self.n_slices - 1)].transpose(0, 1)
 
     def place(self, index: int) -> tuple[Region, Region, float]:
         """Give where window `index` counts: on its slices that exist, with weight one."""
-        first = self._first(index)
+        first = self.centres[index] - self.radius
         low, high = max(first, 0), min(first + 2 * self.radius + 1, self.n_slices)
         rest = (slice(None), slice(None))
         return (slice(low, high), *rest), (slice(low - first, high - first), *rest), 1.0
@@ -188,6 +217,10 @@ class Lift:
         How volumes are cut.
     batch_size
         Pieces per call of `denoise`; memory grows with it, the result does not depend on it.
+    cycle
+        Thinner covers, taken in turn by the number of the call, at all times before `last`; none: `cover` always.
+    last
+        From this time on `cover` itself counts, so that the last estimate is averaged and has a `disagreement`.
 
     Attributes
     ----------
@@ -196,17 +229,28 @@ class Lift:
     """
 
     def __init__(
-        self, denoise: Callable[[Tensor, Tensor, float], Tensor], source: Tensor, cover: Cover, batch_size: int
+        self,
+        denoise: Callable[[Tensor, Tensor, float], Tensor],
+        source: Tensor,
+        cover: Cover,
+        batch_size: int,
+        *,
+        cycle: Sequence[Cover] = (),
+        last: float = 1.0,
     ) -> None:
         self._denoise, self._source, self._cover, self._batch_size = denoise, source, cover, batch_size
+        self._cycle, self._last, self._calls = cycle, last, 0
         self.disagreement: Tensor | None = None
 
     def __call__(self, state: Tensor, t: float) -> Tensor:
         """Give the estimate of x_0 (C, D, H, W) at `state` and time `t`."""
-        overlap = Overlap(self._cover, state)
-        for first in range(0, len(self._cover), self._batch_size):
-            index = range(first, min(first + self._batch_size, len(self._cover)))
-            pieces = self._denoise(self._cover.cut(state, index), self._cover.cut(self._source, index), t)
+        thin = self._cycle if t > self._last else ()
+        cover = thin[self._calls % len(thin)] if thin else self._cover
+        self._calls += 1
+        overlap = Overlap(cover, state)
+        for first in range(0, len(cover), self._batch_size):
+            index = range(first, min(first + self._batch_size, len(cover)))
+            pieces = self._denoise(cover.cut(state, index), cover.cut(self._source, index), t)
             for i, piece in zip(index, pieces, strict=True):
                 overlap.add(i, piece)
         self.disagreement = overlap.spread

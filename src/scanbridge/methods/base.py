@@ -20,6 +20,7 @@ from scanbridge.errors import UserError, nearest
 from scanbridge.methods import METHODS
 
 Product = Literal["estimate", "draw", "one-call"]
+Quality = Literal["draft", "normal", "paper"]
 Statistics = dict[str, Tensor]
 
 
@@ -110,7 +111,8 @@ class Stage:
 class Request:
     """What a user asks of a translation; None leaves a choice to the run's own default.
 
-    `style` is a named choice, a reference volume (1, D, H, W) in [-1, 1], or a style key (3, n_bins).
+    `style` is a named choice, a reference volume (1, D, H, W) in [-1, 1], or a style key (3, n_bins). `quality` names a
+    walk: one call, the run's own, or the published one; `calls`, `order`, `grid`, `eta`, `temperature` win over it.
     """
 
     target: str
@@ -125,6 +127,7 @@ class Request:
     temperature: float | None = None
     residual_scale: float | None = None
     style: str | Tensor | None = None
+    quality: Quality | None = None
     on_call: Callable[[int, int], None] | None = None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name that the field knows)
@@ -15,7 +15,16 @@ from scanbridge.bridge import process as processes
 from scanbridge.bridge.noise import ItemNoise, NoiseSource
 from scanbridge.bridge.parametrize import decode, encode
 from scanbridge.bridge.process import Process, as_time
-from scanbridge.bridge.sample import DEFAULT_RESIDUAL_SCALE, Corrector, Grid, Start, snap, time_grid, walk
+from scanbridge.bridge.sample import (
+    DEFAULT_RESIDUAL_SCALE,
+    Corrector,
+    Grid,
+    Start,
+    residual_variance,
+    snap,
+    time_grid,
+    walk,
+)
 from scanbridge.bridge.volume import Lift, Overlap, Windows
 from scanbridge.errors import UserError, nearest
 from scanbridge.methods.base import Draws, Request
@@ -26,6 +35,8 @@ Denoise = Callable[[Tensor, Tensor, float], Tensor]
 """``(state, source, t) -> x_0`` for windows (B, 1, d, H, W)."""
 
 BACKGROUND = -1.0
+PUBLISHED_CALLS = 100
+"""Of CT2MRI's and BBDM's walk, where the run's own is not on the published grid already."""
 
 
 class Network(Strict):
@@ -67,16 +78,26 @@ class Walk(Strict):
     order: Literal[1, 2] = 1
     eta: float = Field(default=0.0, ge=0, le=1)
     temperature: float = Field(default=1.0, ge=0)
+    variance: Literal["none", "residual"] = Field(
+        default="none", description="what the posterior mean loses, added as noise: sd^2 / (1 + kappa^2 sd^2)"
+    )
     start: Start = "prior"
     ends: Literal["copy", "live"] = "copy"
+    stride: int = Field(
+        default=1, gt=0, description="slices from window to window, up to 2 N + 1; the last call takes all windows"
+    )
     windows: int = Field(default=8, gt=0, description="windows per network call")
 
     def asked(self, request: Request) -> Walk:
-        """Give this walk with what the user asked for."""
+        """Give this walk with what the user asked for: a quality, and what is named beside it, which wins."""
         asked = {name: getattr(request, name) for name in ("calls", "grid", "order", "eta", "temperature")}
         changes = {name: value for name, value in asked.items() if value is not None}
         if request.product == "one-call":
-            changes |= {"calls": 1, "grid": "published" if self.grid == "published" else "linear", "order": 1}
+            changes |= self._one_call
+        elif request.quality == "draft":
+            changes = self._one_call | changes
+        elif request.quality == "paper":
+            changes = self._published | changes
         try:
             return self.model_validate({**self.model_dump(), **changes})
         except ValidationError as error:
@@ -86,9 +107,27 @@ class Walk(Strict):
             raise UserError(f"{key} = {value}", wrong["msg"].removeprefix("Input should be "), hint) from None
 
     @property
+    def _one_call(self) -> dict[str, Any]:
+        grid = "published" if self.grid == "published" else "linear"
+        return {"calls": 1, "grid": grid, "order": 1, "variance": "none"}
+
+    @property
+    def _published(self) -> dict[str, Any]:
+        """The walk of CT2MRI's and BBDM's released code; its corrector, if any, is a table of its own."""
+        own = self.walk == "mean_path" and self.grid == "published"
+        plain = {"order": 1, "eta": 0.0, "variance": "none", "start": "source", "stride": 1}
+        return {**plain, "walk": "mean_path", "grid": "published", "calls": self.calls if own else PUBLISHED_CALLS}
+
+    @property
     def spreads(self) -> bool:
         """Whether two draws differ."""
-        return self.walk == "marginals" and (self.temperature > 0 or self.eta > 0)
+        return self.walk == "marginals" and (self.temperature > 0 or self.eta > 0 or self.variance != "none")
+
+    def times(self, bridge: Bridge, residual_scale: float) -> Tensor:
+        """Give where the network is called, falling, then 0; nodes that fall together are merged."""
+        process = bridge.process()
+        times = time_grid(process, self.calls, grid=self.grid, residual_scale=residual_scale)
+        return snap(times, process.steps) if bridge.times == "published" and process.steps is not None else times
 
 
 class WindowNet(nn.Module):
@@ -239,40 +278,41 @@ def draw_volumes(
         )
     process = bridge.process()
     residual_scale = request.residual_scale or DEFAULT_RESIDUAL_SCALE
-    times = time_grid(process, settings.calls, grid=settings.grid, residual_scale=residual_scale)
-    if bridge.times == "published" and process.steps is not None:
-        times = snap(times, process.steps)
-    form = (_Aligned if coprediction else _Separate)(denoise, settings, radius, source)
-    counted = _Counted(form.denoise)
+    times = settings.times(bridge, residual_scale)
     on_call = request.on_call
-    on_step = None if on_call is None else lambda step: on_call(step.call, step.calls)
-    moments = Moments()
-    volumes = []
+    tally = _Tally(denoise)
+    made = []
     for k in range(request.samples):
-        noise = NoiseSource(request.seed, request.subject, draw=k)
+        form = (_Aligned if coprediction else _Separate)(tally.windows, settings, radius, source, float(times[-2]))
         state = walk(
-            counted,
+            tally.calls(form.denoise),
             process,
             form.source,
             times,
-            partial(form.noise, noise),
+            partial(form.noise, NoiseSource(request.seed, request.subject, draw=k)),
             path="mean" if settings.walk == "mean_path" else "marginals",
             order=settings.order,
             eta=settings.eta,
             temperature=settings.temperature,
             start=settings.start,
             residual_scale=residual_scale,
+            variance=residual_variance(process, residual_scale) if settings.variance == "residual" else None,
             corrector=None if corrector is None else corrector(form.source),
-            on_step=on_step,
+            on_step=None if on_call is None else lambda step: on_call(step.call, step.calls),
         )
         volume, disagreement = form.finish(state)
-        volumes.append(volume)
-        moments.add(volume)
-    facts = {"walk": settings.model_dump(), "times": times.tolist()}
+        made.append(volume)
+    volumes = torch.stack(made)
+    facts = {
+        "walk": settings.model_dump(),
+        "quality": request.quality,
+        "times": times.tolist(),
+        "windows": tally.n_windows // request.samples,
+    }
     return Draws(
-        torch.stack(volumes),
-        moments.sd if request.samples > 1 else disagreement,
-        counted.calls // request.samples,
+        volumes,
+        volumes.std(dim=0) if request.samples > 1 else disagreement,
+        tally.n_calls // request.samples,
         facts,
     )
 
@@ -280,11 +320,11 @@ def draw_volumes(
 class _Aligned:
     """Co-prediction: the state is a volume, padded by N slices where its ends are live."""
 
-    def __init__(self, denoise: Denoise, settings: Walk, radius: int, source: Tensor) -> None:
+    def __init__(self, denoise: Denoise, settings: Walk, radius: int, source: Tensor, last: float) -> None:
         self._pad = radius if settings.ends == "live" else 0
         self.source = F.pad(source, (0, 0, 0, 0, self._pad, self._pad), value=BACKGROUND)
-        cover = Windows(self.source.shape[1], radius, settings.ends)
-        self.denoise = Lift(denoise, self.source, cover, settings.windows)
+        cover, thin = (Windows(self.source.shape[1], radius, settings.ends, n) for n in (1, settings.stride))
+        self.denoise = Lift(denoise, self.source, cover, settings.windows, cycle=thin.cycle, last=last)
 
     def noise(self, noise: NoiseSource, step: int) -> Tensor:
         """Give the volume's noise for a step."""
@@ -301,7 +341,10 @@ class _Aligned:
 class _Separate:
     """No co-prediction: the state is the stack of all windows, each walking by itself."""
 
-    def __init__(self, denoise: Denoise, settings: Walk, radius: int, source: Tensor) -> None:
+    def __init__(self, denoise: Denoise, settings: Walk, radius: int, source: Tensor, last: float) -> None:  # noqa: ARG002
+        if settings.stride > 1:
+            what = f"stride = {settings.stride} for windows that walk by themselves"
+            raise UserError(what, "stride = 1", "set it so, or coprediction = true")
         self._like, self._radius = source, radius
         self._cover = Windows(source.shape[1], radius)
         self._batch, self._denoise = settings.windows, denoise
@@ -327,39 +370,23 @@ class _Separate:
         return state[:, 0, self._radius], overlap.spread[0]
 
 
-class _Counted:
-    """A denoiser that counts its calls: the corrector's too, which no node of the walk shows."""
+class _Tally:
+    """Counts windows, and calls of volumes: a corrector's too, which no node of the walk shows."""
 
-    def __init__(self, denoise: Callable[[Tensor, float], Tensor]) -> None:
+    def __init__(self, denoise: Denoise) -> None:
         self._denoise = denoise
-        self.calls = 0
+        self.n_windows = self.n_calls = 0
 
-    def __call__(self, state: Tensor, t: float) -> Tensor:
-        self.calls += 1
-        return self._denoise(state, t)
+    def windows(self, state: Tensor, source: Tensor, t: float) -> Tensor:
+        """Denoise windows."""
+        self.n_windows += len(state)
+        return self._denoise(state, source, t)
 
+    def calls(self, denoise: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, float], Tensor]:
+        """Give a denoiser of volumes whose calls count."""
 
-class Moments:
-    """Streaming standard deviation of volumes (Welford 1962)."""
+        def counted(state: Tensor, t: float) -> Tensor:
+            self.n_calls += 1
+            return denoise(state, t)
 
-    def __init__(self) -> None:
-        self._n = 0
-        self._mean: Tensor | None = None
-        self._square: Tensor | None = None
-
-    def add(self, volume: Tensor) -> None:
-        """Take one more volume."""
-        self._n += 1
-        if self._mean is None or self._square is None:
-            self._mean, self._square = volume.clone(), torch.zeros_like(volume)
-            return
-        delta = volume - self._mean
-        self._mean += delta / self._n
-        self._square += delta * (volume - self._mean)
-
-    @property
-    def sd(self) -> Tensor:
-        """Sample standard deviation, shape of a volume."""
-        if self._square is None:
-            raise ValueError("no volume was added")
-        return torch.sqrt(self._square / max(1, self._n - 1))
+        return counted

@@ -1,0 +1,113 @@
+"""Laws of a method's walk: what may be asked of it, what it costs, and windows that are thinned."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from test_laws import BRIDGES, made, volume
+
+from scanbridge.errors import UserError
+from scanbridge.forecast import effort
+from scanbridge.methods.base import Quality, Request
+from scanbridge.methods.windows import Walk
+
+every_bridge = pytest.mark.parametrize("name", BRIDGES)
+
+
+def asked(walk: Walk, quality: Quality | None = None, **others: Any) -> dict[str, Any]:
+    """Give what differs from the walk when this is asked of it."""
+    own, given = walk.model_dump(), walk.asked(Request("t1w", "s", quality=quality, **others)).model_dump()
+    return {name: value for name, value in given.items() if value != own[name]}
+
+
+PRESET = Walk(walk="mean_path", calls=4, grid="linear", start="source")
+RELEASED = Walk(walk="mean_path", calls=50, grid="published", start="source", ends="live")
+DRAW = Walk(order=2, eta=0.5, variance="residual", stride=3)
+
+
+def test_a_quality_is_a_walk() -> None:
+    for walk in (PRESET, RELEASED, DRAW):
+        assert asked(walk) == asked(walk, "normal") == {}
+    assert asked(PRESET, "draft") == {"calls": 1}
+    assert asked(RELEASED, "draft") == {"calls": 1}
+    assert asked(PRESET, "paper") == {"calls": 100, "grid": "published"}
+    assert asked(DRAW, "draft") == {"calls": 1, "grid": "linear", "order": 1, "variance": "none"}
+
+
+def test_the_paper_is_the_published_walk_and_a_run_that_has_it_keeps_its_calls() -> None:
+    assert asked(RELEASED, "paper") == {}
+    published = DRAW.asked(Request("t1w", "s", quality="paper"))
+    assert published == Walk(walk="mean_path", calls=100, grid="published", start="source")
+
+
+def test_what_is_named_wins_over_the_quality_and_one_call_over_both() -> None:
+    assert asked(PRESET, "paper", calls=7) == {"calls": 7, "grid": "published"}
+    assert asked(PRESET, "draft", calls=2, grid="theta") == {"calls": 2, "grid": "theta"}
+    assert asked(PRESET, "paper", calls=7, product="one-call") == {"calls": 1}
+
+
+@every_bridge
+@pytest.mark.parametrize(("calls", "stride", "ends"), [*product([1, 2, 6], [1, 2, 3], ["copy", "live"])])
+def test_a_forecast_of_calls_and_windows_is_what_is_made(name: str, calls: int, stride: int, ends: str) -> None:
+    depth = 6
+    source = volume(3, (depth, 8, 8))
+    corrections: list[dict[str, Any]] = [{"corrections": 0}]
+    if name == "ct2mri":
+        corrections += [{"corrections": 1}, {"corrections": 2, "reuse": True}]
+    for correction in corrections:
+        tables = {"correction": correction} if name == "ct2mri" else {}
+        walk = {"walk": "mean_path", "start": "source", "calls": calls, "stride": stride, "ends": ends}
+        bridge = made(name, estimate=walk, **tables)
+        told, drawn = effort(bridge.config, Request("t1w", "s")), bridge.draw(source)
+        assert told.calls == drawn.calls
+        whole = drawn.calls if stride == 1 else told.passes
+        assert depth * told.passes <= drawn.facts["windows"] <= depth * whole + 2 * drawn.calls
+        assert drawn.facts["windows"] == depth * drawn.calls if stride == 1 else told.passes <= told.calls
+
+
+@every_bridge
+def test_thinned_windows_make_as_many_calls_and_a_last_one_of_all_windows(name: str) -> None:
+    source = volume(3, (9, 8, 8))
+    plain, thinned = (made(name, draw={"calls": 7, "stride": stride}).draw(source, product="draw") for stride in (1, 3))
+    assert plain.calls == thinned.calls == 7
+    assert plain.facts["windows"] == 63
+    assert thinned.facts["windows"] == 2 * (4 + 3 + 4) + 9  # six thinned calls, then all windows
+    assert bool((thinned.uncertainty[1:-1].amax(dim=(1, 2)) > 0).all())
+    assert not torch.equal(plain.volumes, thinned.volumes)
+
+
+@every_bridge
+def test_thinned_draws_depend_on_their_number_alone(name: str) -> None:
+    source = volume(3, (7, 8, 8))
+    bridge = made(name, draw={"calls": 5, "stride": 3, "windows": 2})
+    three, two = (bridge.draw(source, product="draw", samples=n).volumes for n in (3, 2))
+    assert torch.equal(three[:2], two)
+    other = bridge.with_windows(100).draw(source, product="draw", samples=2)
+    torch.testing.assert_close(other.volumes, two, rtol=0, atol=2e-5)
+
+
+@every_bridge
+def test_a_stride_beyond_the_window_is_refused_before_any_call(name: str) -> None:
+    told: list[int] = []
+    with pytest.raises(UserError, match="stride = 4; expected 1 to 3"):
+        made(name, estimate={"stride": 4}).draw(volume(3), on_call=lambda call, _: told.append(call))
+    assert not told
+
+
+def test_windows_that_walk_by_themselves_are_not_thinned() -> None:
+    with pytest.raises(UserError, match="stride = 3 for windows that walk by themselves"):
+        made("ct2mri", coprediction=False, estimate={"stride": 3}).draw(volume(3))
+
+
+@every_bridge
+def test_the_residual_variance_gives_draws_a_spread_of_their_own(name: str) -> None:
+    bridge = made(name, draw={"calls": 2, "temperature": 0.0, "variance": "residual"})
+    drawn = bridge.draw(volume(3), product="draw", samples=2, residual_scale=0.1)
+    assert 0.01 < float(drawn.uncertainty.mean()) < 0.5
+    with pytest.raises(UserError, match="mean_path with a variance"):
+        made(name, estimate={"walk": "mean_path", "variance": "residual"}).draw(volume(3))
+    one = made(name, estimate={"variance": "residual", "calls": 4}).draw(volume(3), product="one-call")
+    assert torch.equal(one.volumes, made(name, estimate={"calls": 4}).draw(volume(3), product="one-call").volumes)
