@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from scanbridge.nets.blocks import CONV, ResBlock, SelfAttention, Transformer, silu
 from scanbridge.nets.condition import Condition, mlp, sinusoid
 from scanbridge.nets.layout import Stage, UNetConfig, decoder, encoder, middle
+from scanbridge.nets.strides import crop, pad
 
 __all__ = ["UNet", "UNetConfig", "Visit", "Way"]
 
@@ -119,7 +120,7 @@ class UNet(nn.Module):
             return visit(way, stage.ends, h) if visit is not None and isinstance(stage, Stage) and stage.ends else h
 
         size = x.shape[2:]
-        h = self.stem(_pad(x, self.config.stride))
+        h = self.stem(pad(x, [self.config.stride] * self.config.dims))
         kept = [h] if self.config.skips == "block" else []
         for stage in self.encoder:
             h = run("encoder", stage, h)
@@ -128,7 +129,7 @@ class UNet(nn.Module):
         h = run("decoder", self.middle, h)
         for stage in self.decoder:
             h = run("decoder", stage, torch.cat([h, kept.pop()], dim=1) if stage.skips else h)
-        return _crop(self.last(silu(self.norm(h))), size)
+        return crop(self.last(silu(self.norm(h))), size)
 
     def _run(self, stage: nn.Module, x: Tensor, condition: Condition) -> Tensor:
         if self.config.checkpoint and torch.is_grad_enabled():
@@ -136,18 +137,3 @@ class UNet(nn.Module):
         else:
             out = stage(x, condition)
         return out
-
-
-def _pad(x: Tensor, stride: int) -> Tensor:
-    """Repeat the border on both sides until every size is a multiple of `stride`."""
-    missing = [-size % stride for size in reversed(x.shape[2:])]
-    if not any(missing):
-        return x
-    return F.pad(x, [side for n in missing for side in (n // 2, n - n // 2)], mode="replicate")
-
-
-def _crop(x: Tensor, size: torch.Size) -> Tensor:
-    """Undo `_pad`."""
-    for axis, length in enumerate(size, start=2):
-        x = x.narrow(axis, (x.shape[axis] - length) // 2, length)
-    return x
