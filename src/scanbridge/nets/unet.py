@@ -129,7 +129,7 @@ class UNet(nn.Module):
         h = run("decoder", self.middle, h)
         for stage in self.decoder:
             h = run("decoder", stage, torch.cat([h, kept.pop()], dim=1) if stage.skips else h)
-        return crop(self.last(silu(self.norm(h))), size)
+        return crop(self.last(silu(self.norm(h))), size).to(x.dtype)  # whatever it was computed in
 
     def _run(self, stage: nn.Module, x: Tensor, condition: Condition) -> Tensor:
         if self.config.checkpoint and torch.is_grad_enabled():
