@@ -6,9 +6,9 @@
 For every run (ct2mri, bbdm, or another with walks) and every one of its test subjects: distortion (PSNR, SSIM, MAE in
 the foreground, on the model grid), sharpness, consistency from slice to slice, the spread over two draws where a row
 draws, seconds, and the network's floating point operations: those of one window, counted, times the windows that were
-run. All rows of a subject share the starting noise, and eta is 0: a row's distance to its own largest number of calls
-is the walk's error alone. An estimate and a draw are different products; a perfect draw loses 3 dB to a perfect
-estimate.
+run. All rows of a subject share the starting noise, and eta is 0: a row's distance to REFERENCE calls of its kind on
+theta is the walk's error alone, and stands beside the RMSE against the truth, which is the network's as well. An
+estimate and a draw are different products; a perfect draw loses 3 dB to a perfect estimate.
 
 Folds and seeds of one name are pooled by patient. ``--rows``, ``--calls`` and ``--slices`` run a part; what is measured
 is in OUT/calls.csv after every row, and several such files are merged, the later one winning.
@@ -19,7 +19,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ import matplotlib
 matplotlib.use("Agg")
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
 from torch.utils.flop_counter import FlopCounterMode
@@ -35,7 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from machine import machine
 from scanbridge.data.cache import Case
 from scanbridge.files import write_json, write_text
-from scanbridge.methods.base import Product, Request
+from scanbridge.methods.base import Draws, Product, Request
 from scanbridge.metrics.image import psnr, ssim_map
 from scanbridge.metrics.slices import slice_shape, slice_style
 from scanbridge.metrics.statistics import paired
@@ -43,6 +45,9 @@ from scanbridge.model import Model
 from scanbridge.plan import plan_run, prepare_rows
 
 CALLS = (1, 2, 4, 8, 16, 50, 100)
+REFERENCE = 200
+MOST_FOR_SPREAD = 16
+"""Calls; above it one draw is made, and no spread is measured."""
 FLOP_SLICES = 4
 
 
@@ -66,17 +71,23 @@ def draw(grid: str, order: int, variance: str = "none", stride: int = 1) -> Row:
 
 ROWS = {
     "one call": Row("one-call", {}),
+    "mean_path, published": mean_path("published"),
     "mean_path, linear": mean_path("linear"),
     "mean_path, linear, stride 3": mean_path("linear", stride=3),
+    "mean_path, quadratic": mean_path("quadratic"),
+    "mean_path, lambda": mean_path("lambda"),
     "mean_path, theta": mean_path("theta"),
     "mean_path, theta, stride 3": mean_path("theta", stride=3),
     "order 1, linear": draw("linear", 1),
+    "order 1, quadratic": draw("quadratic", 1),
+    "order 1, lambda": draw("lambda", 1),
     "order 1, theta": draw("theta", 1),
     "order 1, theta, stride 3": draw("theta", 1, stride=3),
     "order 2, theta": draw("theta", 2),
     "order 2, theta, stride 3": draw("theta", 2, stride=3),
     "order 2, theta, variance": draw("theta", 2, "residual"),
 }
+REFERENCES = {"estimate": mean_path("theta"), "draw": draw("theta", 1)}
 KEY = ["task", "run", "slices", "fold", "subject", "row", "asked"]
 GROUP = ["task", "run", "slices"]
 
@@ -117,79 +128,106 @@ def measured(asked: argparse.Namespace) -> Iterator[list[dict[str, object]]]:
     for run in asked.runs:
         plan = plan_run(run / "config.toml", asked.cohort)
         task = plan.common.task
-        cases = prepare_rows(plan, plan.rows("test"), asked.cache or run / "cache")
-        for name in asked.rows:
-            row = ROWS[name]
-            model = Model.open(run, settings=[f"{row.product}.{key}={value}" for key, value in row.settings.items()])
-            for case in cases:
-                if task.targets[0] not in case.targets:
-                    continue
-                key = {
-                    "task": f"{task.source} -> {task.targets[0]}",
-                    "run": run.name,
-                    "slices": asked.slices,
-                    "fold": "/".join(run.parts[-3:-1]),
-                    "subject": case.subject,
-                    "row": name,
-                }
-                calls = (1,) if row.product == "one-call" else sorted(asked.calls, reverse=True)
-                yield [key | line for line in measure_row(model, case, row.product, asked.slices, calls)]
+        for case in prepare_rows(plan, plan.rows("test"), asked.cache or run / "cache"):
+            if task.targets[0] not in case.targets:
+                continue
+            slab = Slab.of(case, task.targets[0], asked.slices)
+            key = {
+                "task": f"{task.source} -> {task.targets[0]}",
+                "run": run.name,
+                "slices": asked.slices,
+                "fold": "/".join(run.parts[-3:-1]),
+                "subject": case.subject,
+            }
+            for product, row in REFERENCES.items():
+                if any(ROWS[name].product == product for name in asked.rows):
+                    slab.references[product] = made(opened(run, row), slab, row.product, REFERENCE)[0][0]
+            for name in asked.rows:
+                row = ROWS[name]
+                calls = (1,) if row.product == "one-call" else asked.calls
+                model = opened(run, row)
+                yield [key | {"row": name, "asked": n} | measure(model, slab, row, n) for n in calls]
                 print(f"{key['fold']}/{run.name}: {case.name}: {name}", flush=True)
 
 
-def measure_row(
-    model: Model, case: Case, product: Product, n_slices: int, calls: Sequence[int]
-) -> Iterator[dict[str, object]]:
-    """Measure one row on one subject, the largest number of calls first: the others are held against it."""
-    target = model.common.task.targets[0]
-    inside = np.flatnonzero(case.foreground.any(axis=(1, 2)))
-    middle = int(inside.mean())
-    slab = slice(max(0, middle - n_slices // 2), middle + n_slices // 2) if n_slices else slice(None)
-    source, seen = np.asarray(case.source[slab], np.float32), np.asarray(case.foreground[slab])
-    truth = (np.asarray(case.targets[target][slab], np.float32) + 1) / 2
-    body = seen & np.asarray(case.inside[target][slab])
-    scale = model.scales[target]
+def opened(run: Path, row: Row) -> Model:
+    """Open a run with a row's settings."""
+    return Model.open(run, settings=[f"{row.product}.{key}={value}" for key, value in row.settings.items()])
+
+
+@dataclass
+class Slab:
+    """The slices of one subject that are measured: images (D, H, W), the truth in [0, 1], and the reference walks."""
+
+    name: str
+    target: str
+    source: np.ndarray
+    seen: np.ndarray
+    truth: np.ndarray
+    body: np.ndarray
+    references: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, case: Case, target: str, n_slices: int) -> Slab:
+        """Cut the middle of the foreground; all slices for 0."""
+        middle = int(np.flatnonzero(case.foreground.any(axis=(1, 2))).mean())
+        cut = slice(max(0, middle - n_slices // 2), middle + n_slices // 2) if n_slices else slice(None)
+        seen = np.asarray(case.foreground[cut])
+        truth = (np.asarray(case.targets[target][cut], np.float32) + 1) / 2
+        body = seen & np.asarray(case.inside[target][cut])
+        return cls(case.name, target, np.asarray(case.source[cut], np.float32), seen, truth, body)
+
+
+def made(model: Model, slab: Slab, product: Product, calls: int, samples: int = 1) -> tuple[np.ndarray, Draws, float]:
+    """Give volumes (K, D, H, W) in [0, 1], how they were made, and seconds a volume."""
+    asked = None if product == "one-call" else calls
+    request = Request(target=slab.target, subject=slab.name, product=product, samples=samples, calls=asked)
+    start = time.perf_counter()
+    draws = model.draw(slab.source, slab.seen, request)
+    seconds = (time.perf_counter() - start) / samples
+    return (draws.volumes.cpu().numpy() + 1) / 2, draws, seconds
+
+
+def measure(model: Model, slab: Slab, row: Row, calls: int) -> dict[str, object]:
+    """Measure one row at one number of calls on one subject."""
+    scale, body = model.scales[slab.target], slab.body
     size = 1.0 if scale.unit == "1" else scale.range
-    flops = flops_of_a_window(model, source, seen, target)
-    samples = 2 if product == "draw" else 1
-    best = None
-    for n in calls:
-        request = Request(target=target, subject=case.name, product=product, samples=samples)
-        if product != "one-call":
-            request = Request(target=target, subject=case.name, product=product, samples=samples, calls=n)
-        start = time.perf_counter()
-        made = model.draw(source, seen, request)
-        seconds = (time.perf_counter() - start) / samples
-        values = (made.volumes.cpu().numpy() + 1) / 2
-        estimate = values[0]
-        best = estimate if best is None else best
-        error = estimate - truth
-        windows = int(made.facts["windows"])
-        yield {
-            "asked": n,
-            "calls": made.calls,
-            "unit": scale.unit,
-            "psnr": psnr(estimate, truth, body, data_range=1.0),
-            "ssim": similarity(estimate, truth, body),
-            "mae": float(np.abs(error)[body].mean()) * size,
-            "sharpness": detail(estimate, body) / detail(truth, body),
-            "slice_style": (slice_style(error, body, 0) or np.nan) * size,
-            "slice_shape": slice_shape(error, truth, body, 0),
-            "spread": float(np.sqrt(np.mean((values[0] - values[1])[body] ** 2) / 2)) * size if samples > 1 else np.nan,
-            "walk_error": np.nan if best is estimate else float(np.sqrt(np.mean((estimate - best)[body] ** 2))) * size,
-            "windows": windows,
-            "tflop": flops * windows / 1e12,
-            "seconds": seconds,
-        }
+    samples = 2 if row.product == "draw" and calls <= MOST_FOR_SPREAD else 1
+    values, draws, seconds = made(model, slab, row.product, calls, samples)
+    estimate, windows = values[0], int(draws.facts["windows"])
+    error = estimate - slab.truth
+    another_law = row.settings.get("variance", "none") != "none"
+    reference = None if another_law else slab.references.get(row.product)
+    return {
+        "calls": draws.calls,
+        "unit": scale.unit,
+        "psnr": psnr(estimate, slab.truth, body, data_range=1.0),
+        "ssim": similarity(estimate, slab.truth, body),
+        "mae": float(np.abs(error)[body].mean()) * size,
+        "rmse": rms(error, body) * size,
+        "walk_error": np.nan if reference is None else rms(estimate - reference, body) * size,
+        "sharpness": detail(estimate, body) / detail(slab.truth, body),
+        "slice_style": (slice_style(error, body, 0) or np.nan) * size,
+        "slice_shape": slice_shape(error, slab.truth, body, 0),
+        "spread": rms(values[0] - values[1], body) / 2**0.5 * size if samples > 1 else np.nan,
+        "windows": windows,
+        "tflop": flops_of_a_window(model, slab) * windows / 1e12,
+        "seconds": seconds,
+    }
 
 
-def flops_of_a_window(model: Model, source: np.ndarray, seen: np.ndarray, target: str) -> float:
+def rms(values: np.ndarray, body: np.ndarray) -> float:
+    """Give the root of the mean square over a region."""
+    return float(np.sqrt(np.mean(np.square(values[body], dtype=np.float64))))
+
+
+def flops_of_a_window(model: Model, slab: Slab) -> float:
     """Count the operations (a multiply-add is two) of the network for one window of this subject."""
-    n = min(FLOP_SLICES, len(source))
-    whole = np.broadcast_to(seen.any(axis=0), (n, *seen.shape[1:]))
+    n = min(FLOP_SLICES, len(slab.source))
+    whole = np.broadcast_to(slab.seen.any(axis=0), (n, *slab.seen.shape[1:]))
     with FlopCounterMode(display=False) as counter:
-        made = model.draw(source[:n], whole, Request(target=target, subject="flops", product="one-call"))
-    return counter.get_total_flops() / int(made.facts["windows"])
+        draws = model.draw(slab.source[:n], whole, Request(target=slab.target, subject="flops", product="one-call"))
+    return counter.get_total_flops() / int(draws.facts["windows"])
 
 
 def similarity(estimate: np.ndarray, truth: np.ndarray, body: np.ndarray) -> float:
@@ -222,18 +260,18 @@ def table(group: pd.DataFrame) -> list[str]:
     to_best = differences(group, label(*best))
     lines = [
         f"Differences are paired, to the best mean PSNR ({label(*best)}, found on these same patients), with 95 % "
-        "intervals over patients.",
+        f"intervals over patients. The walk error is the RMS distance to {REFERENCE} calls of the same product.",
         "",
-        f"| walk | asked | calls | PSNR dB | to the best | SSIM | to the best | MAE{in_unit} | sharpness "
-        f"| slice style{in_unit} | slice shape | spread{in_unit} | walk error{in_unit} | TFLOP | seconds |",
-        "| --- " * 15 + "|",
+        f"| walk | asked | calls | PSNR dB | to the best | SSIM | to the best | MAE{in_unit} | RMSE{in_unit} "
+        f"| walk error{in_unit} | sharpness | slice style{in_unit} | slice shape | spread{in_unit} | TFLOP | seconds |",
+        "| --- " * 16 + "|",
     ]
     for (row, asked), r in means.loc[sorted(means.index, key=lambda k: (list(ROWS).index(k[0]), k[1]))].iterrows():
         by_psnr, by_ssim = (to_best.get((label(row, asked), metric), "-") for metric in ("psnr", "ssim"))
         lines.append(
             f"| {row} | {asked} | {r.calls:g} | {r.psnr:.2f} | {by_psnr} | {r.ssim:.4f} | {by_ssim} | {r.mae:.4f} "
-            f"| {r.sharpness:.2f} | {r.slice_style:.4f} | {r.slice_shape:.3f} | {number(r.spread)} "
-            f"| {number(r.walk_error)} | {r.tflop:.3g} | {r.seconds:.2f} |"
+            f"| {r.rmse:.4f} | {number(r.walk_error)} | {r.sharpness:.2f} | {r.slice_style:.4f} | {r.slice_shape:.3f} "
+            f"| {number(r.spread)} | {r.tflop:.3g} | {r.seconds:.2f} |"
         )
     return lines
 
@@ -276,13 +314,14 @@ def picture(group: pd.DataFrame, path: Path) -> None:
     """
     means = by_patient(group).groupby(["row", "asked"], sort=False).mean(numeric_only=True).reset_index()
     means = means[~((means["asked"] == 1) & means["row"].str.contains("variance"))]
+    means["walk_share"] = means["walk_error"] / means["rmse"]
     unit = group["unit"].iloc[0]
     panels = (
         ("asked", "psnr", "PSNR, foreground (dB)"),
         ("tflop", "psnr", "PSNR, foreground (dB)"),
         ("asked", "ssim", "SSIM, foreground"),
         ("asked", "sharpness", "sharpness (1 is right)"),
-        ("asked", "slice_shape", "slice shape (0 is right)"),
+        ("asked", "walk_share", "walk error as a share of the RMSE"),
         ("asked", "spread", f"spread over two draws ({unit if unit != '1' else 'of 1'})"),
     )
     figure = Figure(figsize=(13, 7.5), layout="constrained")
@@ -291,7 +330,7 @@ def picture(group: pd.DataFrame, path: Path) -> None:
     for axes, (across, metric, words) in zip(figure.subplots(2, 3).flat, panels, strict=True):
         for name in names:
             lines = means[means["row"] == name].sort_values(across)
-            color = f"C{families.index(name.partition(', stride')[0])}"
+            color = colormaps["tab20"](families.index(name.partition(", stride")[0]))
             style = ":" if "stride" in name else "-"
             if name == "one call":
                 axes.axhline(float(lines[metric].iloc[0]), linestyle="--", color=color, linewidth=1, label=name)
