@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,11 @@ class Run:
         -------
         Translation
             On the scan's own grid; with `low` and `high` where the run is calibrated for just this.
+
+        Warns
+        -----
+        UserWarning
+            If the scan is unlike those that the run was trained on.
         """
         if isinstance(volume, str | Path):
             volume = read(volume)
@@ -59,4 +66,13 @@ class Run:
             if affine is None:
                 raise TypeError("an array needs its affine")
             volume = Volume(np.asarray(volume, np.float32), np.asarray(affine, np.float64), None, "")
-        return translate_volume(self.model, volume, Options(**options))
+        draws: list[NDArray[np.float32]] = []
+        made = translate_volume(
+            self.model,
+            volume,
+            Options(**options),
+            on_draw=lambda number, draw, affine: draws.append(draw),  # noqa: ARG005
+        )
+        if warning := made.facts["input"].get("input_warning"):
+            warnings.warn(f"the scan is {warning}", stacklevel=2)
+        return replace(made, draws=draws)

@@ -14,17 +14,20 @@ from scanbridge.data.cohort import Cohort, Row, read_cohort
 from scanbridge.errors import UserError, nearest
 from scanbridge.evaluation_page import page_of
 from scanbridge.files import atomic, make_folder, read_json, sha256, write_json, write_text
-from scanbridge.judge import Judged, On, judge_floors, judge_run, load_truth
+from scanbridge.judge import Judged, Product, judge_floors, judge_run, judge_truth
 from scanbridge.metrics.floors import Floors
 from scanbridge.metrics.statistics import leaders, paired, summarise
 from scanbridge.model import Model
 from scanbridge.options import Options
 from scanbridge.translate import stem
+from scanbridge.truth import On, load_truth
 
 PARTS = ("test", "val", "calibration", "external")
 METRICS = ("psnr", "ssim_3d", "mae")
 """Named in advance: the family of the paired tests."""
 ORACLE = "(oracle)"
+OF_DRAWS: tuple[Product, ...] = ("mean", "draw")
+"""Kinds of products that are compared among themselves alone."""
 
 
 def evaluate_runs(
@@ -38,8 +41,10 @@ def evaluate_runs(
     translations: Path | None = None,
     style: str | None = None,
     oracle: bool = False,
+    samples: int = 0,
     device: str = "auto",
     on_progress: Callable[[float, float, str], None] = lambda done, of, words: None,  # noqa: ARG005
+    say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> Path:
     """Translate and judge every subject of a split with every run; write tables and the page, give the page's path.
 
@@ -61,11 +66,15 @@ def evaluate_runs(
         Folder of volumes that ``translate`` has made with the first run, judged instead of new ones.
     style, oracle
         As in ``translate``; ``own`` is the subject's own target and needs `oracle`: such runs are marked, not ranked.
+    samples
+        Draws a subject and run that are judged beside the estimate; 0 for none, else two at least.
+    say
+        Told of scans that are unlike those of a run's training.
 
     Raises
     ------
     UserError
-        If runs do not do the same task, the split is empty, or a subject was trained on.
+        If runs do not do the same task, the split is empty, a subject was trained on, or draws cannot be had.
     """
     if split not in PARTS:
         raise UserError(f"--split {split}", "a part that was not trained on", nearest(split, PARTS))
@@ -83,9 +92,11 @@ def evaluate_runs(
         translations=translations,
         style=style,
         oracle=oracle,
+        samples=samples,
         on_progress=on_progress,
+        say=say,
     )
-    return write_evaluation(out, judged, models, facts={"cohort": cohort.name, "split": split})
+    return write_evaluation(out, judged, models, facts={"cohort": cohort.name, "split": split, "samples": samples})
 
 
 def judge_split(
@@ -98,23 +109,27 @@ def judge_split(
     translations: Path | None = None,
     style: str | None = None,
     oracle: bool = False,
+    samples: int = 0,
     on_progress: Callable[[float, float, str], None] = lambda done, of, words: None,  # noqa: ARG005
+    say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> list[Judged]:
     """Translate and judge every subject of a split with every model, and with the first one's floors."""
     first = next(iter(models.values()))
     task = _one_task(models)
+    n_draws = _draws_of(models, samples, on)
     table = read_cohort(cohort)
     rows = choose_rows(table, models, task, split)
     floors = Floors.from_json(read_json(_folder(first) / "floors.json"))
     make_folder(out)
-    samples = {name: _samples_for(model) if on == "target" else 0 for name, model in models.items()}
     judged: list[Judged] = []
     for index, row in enumerate(rows):
         truth = load_truth(table, row, first, on)
+        if samples:
+            truth = truth.with_contrasts()
         for step, (name, model) in enumerate(models.items()):
             on_progress(index + step / len(models), len(rows), f"{row.name}: {name}")
             options = Options(
-                samples=samples[name],
+                samples=n_draws[name],
                 style=_style_for(model, style, row.images[task[1]]),
                 oracle=oracle,
                 foreground=None if (mask := table.foreground_mask(row, task[0])) is None else row.masks[mask],
@@ -125,11 +140,39 @@ def judge_split(
             folder = out / kind / marked / row.name  # scans of several people may have one file name
             if translations is not None and model is first:  # what stands beside it was made by other weights
                 folder = translations
-                options = _as_given(options, folder / f"{stem(row.images[task[0]])}_{task[1]}.json")
-            judged += judge_run(marked, model, truth, folder, options)
-        judged += judge_floors(floors, truth)
+                options = _as_given(options, folder / f"{stem(row.images[task[0]])}_{task[1]}.json", samples)
+            draws = samples > 0 and _has_draws(model)
+            made = judge_run(marked, model, truth, folder, options, draws=draws)
+            judged += made
+            if warning := made[0].input.get("input_warning"):
+                say(f"{marked}: {row.name} is {warning}")
+        judged += [*judge_floors(floors, truth), *judge_truth(truth)]
         on_progress(index + 1, len(rows), row.name)
     return judged
+
+
+def _draws_of(models: Mapping[str, Model], samples: int, on: On) -> dict[str, int]:
+    """Give the draws to make with each run: as many as are asked for, else those that its intervals need.
+
+    Raises
+    ------
+    UserError
+        If one draw is asked for, no run has any, or intervals need another number.
+    """
+    if samples == 1:
+        raise UserError("--samples 1 has no spread and no mean", "two draws at least", "for example --samples 8")
+    if samples and not any(_has_draws(model) for model in models.values()):
+        raise UserError(f"--samples {samples}: {', '.join(models)} has no draws", "a bridge", "leave --samples out")
+    needed = {name: _samples_for(model) if on == "target" else 0 for name, model in models.items()}
+    for name, n in needed.items():
+        if samples and n and n != samples:
+            what = f"--samples {samples}: the intervals of {name} are made of {n} draws"
+            raise UserError(what, "the same number", f"use --samples {n}, or leave it out")
+    return {name: samples if samples and _has_draws(model) else needed[name] for name, model in models.items()}
+
+
+def _has_draws(model: Model) -> bool:
+    return hasattr(model.config, "draw")
 
 
 def _samples_for(model: Model) -> int:
@@ -138,10 +181,10 @@ def _samples_for(model: Model) -> int:
     return 0 if calibration is None else calibration.samples
 
 
-def _as_given(options: Options, about: Path) -> Options:
-    """Leave a given translation as it is: one without an interval gets none, nor draws for it."""
+def _as_given(options: Options, about: Path, samples: int) -> Options:
+    """Leave a given translation as it is: one without an interval gets none, nor draws for it alone."""
     bare = about.is_file() and not read_json(about).get("interval")
-    return replace(options, interval=False, samples=0) if bare else options
+    return replace(options, interval=False, samples=samples) if bare else options
 
 
 def _style_for(model: Model, style: str | None, target: Path) -> str | None:
@@ -164,28 +207,41 @@ def write_evaluation(
 
     Subjects may come from several folds: they are pooled by patient, under the names of the runs.
     """
-    frame = pd.DataFrame([line for each in judged for line in each.rows])
+    frame = _frame(judged)
+    estimates = _frame(judged, "estimate")
+    ranked = estimates[~estimates["run"].str.contains(ORACLE, regex=False)]
     summary = summarise(frame)
-    comparisons = [
-        row
-        for reference, runs in _pairs(list(dict.fromkeys(frame["run"])), models)
-        for row in paired(frame, reference, METRICS, "foreground", runs=runs)
-    ]
-    ranked = frame[~frame["run"].str.contains(ORACLE, regex=False)]
     subjects = list(dict.fromkeys(each.subject for each in judged))
     page = page_of(
         judged,
         models,
         summary=summary,
-        comparisons=comparisons,
+        comparisons=_compared(estimates, _pairs(list(dict.fromkeys(estimates["run"])), models)),
+        among_draws=[row for product in OF_DRAWS for row in _among(_frame(judged, product), models)],
         leading=leaders(ranked, METRICS, "foreground"),
         facts={**facts, "subjects": subjects},
     )
     _write_csv(out / "metrics.csv", frame)
-    _write_csv(out / "subjects.csv", _subjects(judged))
+    _write_csv(out / "subjects.csv", _subjects([each for each in judged if each.product != "truth"]))
     write_json(out / "summary.json", summary)
     write_text(out / "report.html", page)
     return out / "report.html"
+
+
+def _frame(judged: Sequence[Judged], product: Product | None = None) -> pd.DataFrame:
+    """Give the lines of ``metrics.csv``: all of them, or those of one kind of product."""
+    lines = [line for each in judged if product in (None, each.product) for line in each.rows]
+    return pd.DataFrame(lines, columns=["run", "subject", "target", "region", "metric", "unit", "value"])
+
+
+def _compared(frame: pd.DataFrame, pairs: Iterable[tuple[str, list[str]]]) -> list[dict[str, Any]]:
+    return [row for reference, runs in pairs for row in paired(frame, reference, METRICS, "foreground", runs=runs)]
+
+
+def _among(frame: pd.DataFrame, models: Mapping[str, Model]) -> list[dict[str, Any]]:
+    """Compare draws with draws, or means of draws with such means: each run's with those of the runs before it."""
+    runs = [run for run in dict.fromkeys(frame["run"]) if run.rpartition(":")[0] in models]
+    return _compared(frame, [(reference, runs[:index]) for index, reference in enumerate(runs) if index])
 
 
 def _pairs(rows: Sequence[str], models: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
@@ -265,6 +321,7 @@ def _subjects(judged: Sequence[Judged]) -> pd.DataFrame:
             "grid": each.on,
             "foreground_voxels": each.foreground_voxels,
             "outside_share": each.outside,
+            **{key: each.input.get(key) for key in ("input_distance", "input_limit")},
         }
         for rank in each.ranks:
             row |= {f"spearman_{rank.name}": rank.spearman, f"aurc_{rank.name}": rank.curve.area}

@@ -10,8 +10,10 @@ from scipy.stats import binomtest
 
 from scanbridge import __version__
 from scanbridge.calibration import FILE
-from scanbridge.judge import Judged
+from scanbridge.judge import TRUTH, Judged
+from scanbridge.metrics.statistics import mean_interval
 from scanbridge.model import Model
+from scanbridge.report.draws import Contrast, Drawn
 from scanbridge.report.figures import (
     Dots,
     Series,
@@ -36,24 +38,29 @@ def page_of(
     *,
     summary: Rows,
     comparisons: Rows,
+    among_draws: Rows,
     leading: Mapping[tuple[str, str], str | None],
     facts: Mapping[str, Any],
 ) -> str:
     """Give the page of an evaluation as HTML."""
     first = next(iter(models.values()))
-    shown = [each for each in judged if each.run == judged[0].run]
+    estimates = [each for each in judged if each.product == "estimate"]
+    runs = {each.run for each in estimates}
+    shown = [each for each in estimates if each.run == judged[0].run]
     intervals = _intervals(judged, summary)
     return render(
         ReportContext(
             source=first.common.task.source,
             targets=first.common.task.targets[:1],
             data=_data(models, shown[0], facts),
-            summary=summary,
+            summary=[row for row in summary if row["run"] in runs],
             paired=comparisons,
             leaders=leading,
-            plots=[_dots(judged, summary)],
-            subjects=_subjects(shown, judged),
+            plots=[_dots(estimates, summary)],
+            subjects=_subjects(shown, estimates),
             uncertainty=_uncertainty(shown),
+            drawn=_drawn(judged, summary),
+            among_draws=among_draws,
             intervals=intervals,
             interval_plots=_interval_plots(intervals),
             training=_training(models),
@@ -108,7 +115,11 @@ def _subjects(shown: Sequence[Judged], judged: Sequence[Judged]) -> list[Subject
             for other in judged
             if other.subject == each.subject and (psnr := other.value("psnr")) is not None
         ]
-        subjects.append(Subject(each.subject, each.value("psnr") or 0.0, draw(planes, error_limit=limit), numbers))
+        if each.input:
+            numbers.append(("input", f"distance {each.input['input_distance']:.1f} of {each.input['input_limit']:.1f}"))
+        strip, warning = draw(planes, error_limit=limit), each.input.get("input_warning")
+        note = f"The source is {warning}." if warning else ""
+        subjects.append(Subject(each.subject, each.value("psnr") or 0.0, strip, numbers, note))
     return subjects
 
 
@@ -132,6 +143,61 @@ def _uncertainty(shown: Sequence[Judged]) -> Uncertainty | None:
         error_against_uncertainty(error, doubt, np.ones(error.shape, dtype=np.bool_), unit=unit),
     ]
     return Uncertainty(rows, unit, len(ranked), plots)
+
+
+def _drawn(judged: Sequence[Judged], summary: Rows) -> list[Drawn]:
+    """Gather each run's draws with its estimate, in the order: first call, estimate, mean of draws, one draw."""
+    found = []
+    for mean in dict.fromkeys(each.run for each in judged if each.product == "mean"):
+        run, _, ending = mean.rpartition(":")
+        shown = [f"{run}:one-call", run, mean, f"{run}:draw"]
+        rows = [row for name in shown for row in summary if row["run"] == name]
+        found.append(
+            Drawn(
+                run=run,
+                draw=shown[-1],
+                mean=mean,
+                n_draws=int(ending.rpartition("-")[2]),
+                target=rows[0]["target"],
+                region="foreground",
+                summary=rows,
+                contrasts=_contrasts(judged, shown, summary),
+            )
+        )
+    return found
+
+
+def _contrasts(judged: Sequence[Judged], shown: Sequence[str], summary: Rows) -> list[Contrast]:
+    """Gather the contrasts of the products of one run, and how far they are from the truth's in each patient."""
+    visits: dict[tuple[str, str, str], list[float]] = {}
+    for row in (row for each in judged for row in each.rows if row["metric"] == "contrast"):
+        if row["value"] is not None:
+            visits.setdefault((row["run"], row["subject"], row["region"]), []).append(row["value"])
+    values = {key: float(np.mean(found)) for key, found in visits.items()}
+    found = []
+    for region in dict.fromkeys(region for _, _, region in values):
+        rows = {row["run"]: row for row in summary if (row["metric"], row["region"]) == ("contrast", region)}
+        distances = {run: _distances(values, run, region) for run in shown}
+        off = {run: float(np.mean([*each.values()])) for run, each in distances.items() if each}
+        unit = next(iter(rows.values()))["unit"]
+        products = {run: rows[run] for run in (TRUTH, *shown) if run in rows}
+        found.append(Contrast(region, unit, products, off, _nearer(distances[shown[-1]], distances[shown[1]])))
+    return found
+
+
+def _distances(values: Mapping[tuple[str, str, str], float], run: str, region: str) -> dict[str, float]:
+    """Give |product minus truth| of a contrast by patient."""
+    return {
+        subject: abs(value - values[TRUTH, subject, region])
+        for (name, subject, of), value in values.items()
+        if (name, of) == (run, region) and (TRUTH, subject, region) in values
+    }
+
+
+def _nearer(draw: Mapping[str, float], estimate: Mapping[str, float]) -> bool:
+    """Say whether draws are nearer to the truth than estimates beyond chance: the interval over patients excludes 0."""
+    found = mean_interval([draw[subject] - estimate[subject] for subject in draw if subject in estimate])
+    return found.high is not None and found.high < 0
 
 
 def _intervals(judged: Sequence[Judged], summary: Rows) -> list[Intervals]:

@@ -1,4 +1,4 @@
-"""What a translation will cost, said before it starts: network calls from the walk, time from one batch of windows."""
+"""What a translation will cost, said before it starts: network calls from the method, time from one batch of slices."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel
 
-from scanbridge.bridge.sample import DEFAULT_RESIDUAL_SCALE
 from scanbridge.data.box import box_of
 from scanbridge.data.nifti import read
 from scanbridge.errors import UserError
-from scanbridge.methods.base import Product, Request
-from scanbridge.methods.windows import Bridge, Walk
+from scanbridge.methods.base import Effort, Foreseeable, Product, Request
 from scanbridge.model import Model
 from scanbridge.options import Options
 from scanbridge.translation import Prepared, chosen_target, prepare_source
@@ -32,60 +29,28 @@ LONG = 2.0
 """Seconds; a batch that takes less is timed a second time, since the first call of a network is slower."""
 VOLUMES = 12
 """Volumes that a walk holds at once: source, state, estimates, overlaps."""
-
-
-@dataclass(frozen=True)
-class Effort:
-    """What one volume of one product costs.
-
-    Parameters
-    ----------
-    asked, nodes
-        Network calls that were asked of the walk, and those that its grid has: nodes that fall together are merged.
-    calls
-        Network calls made: those of the grid and those of the corrector.
-    passes
-        Work in volumes whose every window is run once; less than `calls` where windows are thinned.
-    """
-
-    asked: int
-    nodes: int
-    calls: int
-    passes: float
-
-
-def effort(config: BaseModel, request: Request) -> Effort:
-    """Give what one volume costs in a method's settings; one call where there is no walk."""
-    walk = getattr(config, "draw" if request.product == "draw" else "estimate", None)
-    bridge, correction = getattr(config, "bridge", None), getattr(config, "correction", None)
-    if not (isinstance(walk, Walk) and isinstance(bridge, Bridge)):
-        return Effort(1, 1, 1, 1.0)
-    walk = walk.asked(request)
-    nodes = len(walk.times(bridge, request.residual_scale or DEFAULT_RESIDUAL_SCALE)) - 1
-    moves, reused = 0, 0
-    if correction is not None and request.product != "one-call":
-        moves, reused = correction.corrections, int(correction.reuse and correction.corrections > 0)
-    at_node = 1 + moves - reused
-    calls = 1 + (nodes - 1) * at_node
-    at_last = at_node if nodes > 1 else 1
-    return Effort(walk.calls, nodes, calls, (calls - at_last) / walk.stride + at_last)
+MOMENTS = 4
+"""And those of the draws, as volumes of single precision: their mean and squares, however many draws there are."""
 
 
 def forecast(model: Model, waiting: Sequence[Path], options: Options) -> list[str]:
     """Say what translating the `waiting` scans will take; nothing where that cannot be known.
 
-    A batch of windows of the first scan is run, and the others are taken to be as large.
+    A batch of slices of the first scan is run, and the others are taken to be as large.
     """
-    if not waiting:
+    translator = model.translator
+    if not waiting or not isinstance(translator, Foreseeable):
         return []
     products: list[tuple[Product, int]] = [(options.product, 1), ("draw", options.samples)]
     try:
         requests = [(_request(model, options, product), n) for product, n in products if n]
-        costs = [(effort(model.config, request), n) for request, n in requests]
+        costs = [(translator.effort(request), n) for request, n in requests]
         started = time.perf_counter()
         prepared = prepare_source(model, read(waiting[0]), options.foreground)
         around = 3 * (time.perf_counter() - started)  # reading, to the grid, and two volumes home again
-        seconds = around + _seconds_of_a_pass(model, prepared, requests[0][0]) * sum(c.passes * n for c, n in costs)
+        seconds = around + _seconds_of_a_pass(model, prepared, requests[0][0], costs[0][0]) * sum(
+            c.passes * n for c, n in costs
+        )
     except UserError:
         return []  # the translation itself will say it, with the scan's name
     each = f"{costs[0][0].calls} network call{'s' * (costs[0][0].calls > 1)} each"
@@ -117,14 +82,13 @@ def _request(model: Model, options: Options, product: Product) -> Request:
     return replace(request, residual_scale=model.residual_scale)
 
 
-def _seconds_of_a_pass(model: Model, prepared: Prepared, request: Request) -> float:
-    """Time one batch of windows in the middle of a scan, and multiply: all windows of the scan once."""
+def _seconds_of_a_pass(model: Model, prepared: Prepared, request: Request, effort: Effort) -> float:
+    """Time one batch of slices in the middle of a scan, and multiply: all windows of the scan once."""
     if not prepared.foreground.any():
         raise UserError("the source has no foreground", "a scan with something in it")
     inside = box_of(prepared.foreground)[0]
-    settings = getattr(model.config, "estimate", model.config)
     n_slices: int = inside.stop - inside.start
-    n = min(n_slices, int(getattr(settings, "windows", 1)))
+    n = min(n_slices, effort.batch)
     slab = slice((inside.start + inside.stop - n) // 2, (inside.start + inside.stop - n) // 2 + n)
     body = np.broadcast_to(prepared.foreground.any(axis=0), (n, *prepared.foreground.shape[1:]))
     first = Request(target=request.target, subject="", product="one-call")
@@ -140,7 +104,7 @@ def _seconds_of_a_pass(model: Model, prepared: Prepared, request: Request) -> fl
 
 def _memory(device: torch.device, prepared: Prepared, samples: int) -> str:
     """Say how much memory a scan needs: what a batch of windows took, and the volumes of the walk."""
-    held = 4 * (VOLUMES + samples) * math.prod(prepared.source.shape)
+    held = 4 * (VOLUMES + MOMENTS * (samples > 0)) * math.prod(prepared.source.shape)
     if device.type == "cuda":
         return f", {(torch.cuda.max_memory_allocated(device) + held) / 1e9:.1f} GB of its memory"
     if resource is None:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from scanbridge.errors import UserError, nearest
 from scanbridge.files import sha256
-from scanbridge.methods.base import Product, Quality, Request
+from scanbridge.methods.base import Asked, Product, Quality, Request
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Asked):
     """What a user may ask of a translation; None leaves a choice to the run.
 
     `quality` is the estimate's walk: draft is one call, normal the run's own, paper the published one; what is named
-    beside it (`calls`, `order`, `grid`, `eta`, `temperature`) wins.
+    beside it (`calls`, `order`, `grid`, `eta`, `temperature`) wins, and means the draws where `samples` are asked for.
     `style` is a name or a file, `foreground` a mask on the source that replaces the computed one, `on` the grid of the
     result; `oracle` lets a style come from an image that the run set apart, for evaluation alone. `interval` asks for
     intervals (True: or an error), or for none (False); None gives them where the run's calibration holds.
@@ -28,18 +28,12 @@ class Options:
     target: str | None = None
     samples: int = 0
     seed: int = 0
-    calls: int | None = None
-    order: Literal[1, 2] | None = None
-    grid: str | None = None
-    eta: float | None = None
-    temperature: float | None = None
     style: str | None = None
     foreground: Path | None = None
     product: Literal["estimate", "one-call"] = "estimate"
     on: Literal["source", "model"] = "source"
     oracle: bool = False
     interval: bool | None = None
-    quality: Quality | None = None
 
     def __post_init__(self) -> None:
         if self.quality is not None and self.quality not in get_args(Quality):
@@ -59,19 +53,18 @@ class Options:
 
         A quality means the estimate.
         """
-        request = Request(target=target, subject=subject, product=product, seed=self.seed, style=style, on_call=on_call)
-        if product == "estimate":
-            request = replace(request, quality=self.quality)
-        if self.samples and product != "draw":
-            return request
-        return replace(
-            request,
+        walk: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(Asked)}
+        quality = walk.pop("quality")
+        return Request(
+            target,
+            subject,
+            product,
             samples=max(1, self.samples) if product == "draw" else 1,
-            calls=self.calls,
-            order=self.order,
-            grid=self.grid,
-            eta=self.eta,
-            temperature=self.temperature,
+            seed=self.seed,
+            style=style,
+            on_call=on_call,
+            quality=quality if product == "estimate" else None,
+            **({} if self.samples and product != "draw" else walk),
         )
 
     @property

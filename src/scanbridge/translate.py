@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from scanbridge import __version__
 from scanbridge.calibration import calibration_for, settings_sha256
@@ -120,10 +122,11 @@ def translate_file(
     *,
     overwrite: bool = False,
     on_call: Callable[[int, int], None] = lambda call, calls: None,  # noqa: ARG005
+    say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> bool:
     """Translate one file into the folder `out`; False where it was there already.
 
-    The JSON is written last: where it is, all is.
+    The JSON is written last: where it is, all is. A scan that is unlike those of the training is said.
     """
     target = chosen_target(model, options.target)
     volume = read(path)
@@ -134,26 +137,38 @@ def translate_file(
     if is_done(about, wanted, overwrite=overwrite):
         return False
     make_folder(out)
+
+    def keep(number: int, draw: NDArray[np.float32], affine: NDArray[np.float64]) -> None:
+        about.unlink(missing_ok=True)  # from here on it would not be true
+        write(draw_path(base, number), draw, affine)
+
     try:
-        made = translate_volume(model, volume, options, on_call)
+        made = translate_volume(model, volume, options, on_call, keep)
     except UserError as error:
         raise UserError(f"{path}: {error.what}", error.expected, error.remedy) from error
     about.unlink(missing_ok=True)
-    for left in (*out.glob(f"{glob.escape(base.name)}_draw-*.nii.gz"), *(_beside(base, end) for end in ENDS)):
-        left.unlink(missing_ok=True)
-    for index, draw in enumerate(made.draws, start=1):
-        write(_beside(base, f"draw-{index:02d}"), draw, made.affine)
+    drawn = {draw_path(base, number) for number in range(options.samples)}
+    left = {*out.glob(f"{glob.escape(base.name)}_draw-*.nii.gz"), *(_beside(base, end) for end in ENDS)}
+    for old in left - drawn:
+        old.unlink(missing_ok=True)
     for end, bound in zip(ENDS, (made.low, made.high), strict=True):
         if bound is not None:
             write(_beside(base, end), bound, made.affine)
     write(_beside(base, "uncertainty"), made.uncertainty, made.affine)
     write(base.with_name(base.name + ".nii.gz"), made.data, made.affine)
     write_json(about, {"source": path.name, **facts_of(model, target, made), "recipe": wanted})
+    if warning := made.facts["input"].get("input_warning"):
+        say(f"{path.name} is {warning}")
     return True
 
 
 def _about(out: Path, path: Path, target: str) -> Path:
     return out / f"{stem(path)}_{target}.json"
+
+
+def draw_path(base: Path, number: int) -> Path:
+    """Give the file of a draw, `number` 0-based, beside the estimate ``base``.nii.gz."""
+    return _beside(base, f"draw-{number + 1:02d}")
 
 
 def _beside(base: Path, end: str) -> Path:
@@ -173,7 +188,8 @@ def facts_of(model: Model, target: str, made: Translation) -> dict[str, Any]:
         "scale": {"low": scale.low, "high": scale.high, "unit": scale.unit, "origin": _origin(scale)},
         "uncertainty": promised if "promise" in said else ranking,
         "interval": said if "promise" in said else None,
-        "made": {k: v for k, v in made.facts.items() if k != "interval"},
+        **made.facts["input"],
+        "made": {k: v for k, v in made.facts.items() if k not in ("interval", "input")},
         "scanbridge": __version__,
         "torch": torch.__version__,
     }
@@ -215,7 +231,7 @@ def translate_all(
         def told(call: int, calls: int, index: int = index, path: Path = path) -> None:
             on_progress(index + call / calls * 0.99, len(files), path.name)
 
-        made += translate_file(model, path, out, options, overwrite=overwrite, on_call=told)
+        made += translate_file(model, path, out, options, overwrite=overwrite, on_call=told, say=say)
         on_progress(index + 1, len(files), path.name)
     return made, len(files) - made
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scanbridge.calibration import calibration_for
+from scanbridge.calibration import calibration_for, head_for
 from scanbridge.data.foreground import foreground
 from scanbridge.data.grid import Grid, model_grid, resample
 from scanbridge.data.intensity import scale_of
 from scanbridge.data.nifti import Volume, read, write
 from scanbridge.errors import UserError
+from scanbridge.likeness import Likeness
 from scanbridge.methods.base import Draws, Product
+from scanbridge.metrics.draws import Moments
 from scanbridge.model import Model
 from scanbridge.options import Options
-from scanbridge.signals import Drawn, signals_of
+from scanbridge.signals import HEAD, Drawn, signals_of
+
+OnDraw = Callable[[int, NDArray[np.float32], NDArray[np.float64]], None]
+"""Takes a draw as soon as it is made: its number (0-based), its values and its affine, as in `Translation`."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,10 @@ class Translation:
         The estimate, (I, J, K) float32 in the target's unit.
     uncertainty
         (I, J, K), high = unsure, in the target's unit: a ranking, not a promise.
-    draws
-        (K, I, J, K) where samples were asked for, else None.
     affine
         (4, 4), that of the grid it lies on.
+    draws
+        (I, J, K) each, where samples were asked for and kept.
     facts
         How it was made.
     low, high
@@ -45,16 +50,19 @@ class Translation:
         promises nothing for this translation, and `facts` says why.
     signals
         All raw signals by name, (I, J, K) in the target's unit; `uncertainty` is one of them.
+    seen
+        What a learned signal sees, on the model grid, see `scanbridge.signals.Drawn`.
     """
 
     data: NDArray[np.float32]
     uncertainty: NDArray[np.float32]
-    draws: list[NDArray[np.float32]]
     affine: NDArray[np.float64]
+    draws: list[NDArray[np.float32]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     low: NDArray[np.float32] | None = None
     high: NDArray[np.float32] | None = None
     signals: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    seen: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
         """Write the estimate as NIfTI."""
@@ -91,6 +99,14 @@ def prepare_source(model: Model, volume: Volume, mask: Path | None = None) -> Pr
     return Prepared(source, inside, grid, volume.grid, hashlib.sha256(source.tobytes()).hexdigest())
 
 
+def input_of(model: Model, prepared: Prepared) -> dict[str, Any]:
+    """Say how far a source is from the training scans; nothing for a run that did not note what these are like."""
+    likeness = None if model.run is None else Likeness.of_run(model.run)
+    if likeness is None:
+        return {}
+    return likeness.of_scan(prepared.source, prepared.foreground, prepared.grid.spacing).to_json()
+
+
 def foreground_of(mask: Path, volume: Volume) -> NDArray[np.bool_]:
     """Read a foreground mask onto the grid of a volume."""
     drawn = read(mask, mask=True)
@@ -102,8 +118,9 @@ def translate_volume(
     volume: Volume,
     options: Options = Options(),  # noqa: B008  (frozen)
     on_call: Callable[[int, int], None] = lambda call, calls: None,  # noqa: ARG005
+    on_draw: OnDraw | None = None,
 ) -> Translation:
-    """Translate one volume: the estimate, its uncertainty, and draws where asked for.
+    """Translate one volume: the estimate and its uncertainty; draws, where asked for, go to `on_draw` one by one.
 
     Raises
     ------
@@ -125,16 +142,28 @@ def translate_volume(
 
     style = style_of(model, target, options)
 
-    def drawn(product: Product) -> Draws:
+    def drawn(product: Product, number: int | None = None) -> Draws:
         request = options.request(target, prepared.subject, product, on_call, style)
-        return model.draw(prepared.source, prepared.foreground, request)
+        return model.draw(prepared.source, prepared.foreground, replace(request, draw=number))
 
-    made = Drawn(drawn(options.product), drawn("draw") if options.samples else None)
-    facts: dict[str, Any] = {"estimate": {"calls": made.estimate.calls, **made.estimate.facts}}
-    if made.draws is not None:
-        facts["draws"] = {"calls": made.draws.calls, "samples": options.samples, **made.draws.facts}
-    data = home(made.estimate.volumes[0])
-    signals = {name: home(each, difference=True) for name, each in signals_of(made).items()}
+    affine = volume.affine if options.on == "source" else prepared.grid.affine
+    estimate = drawn(options.product)
+    facts: dict[str, Any] = {"estimate": {"calls": estimate.calls, **estimate.facts}}
+    facts["input"] = input_of(model, prepared)
+    moments, made = Moments(), []
+    for number in range(options.samples):  # each by itself, so that memory does not grow with their number
+        one = drawn("draw", number)
+        (sample,) = one.volumes
+        moments.add(sample.cpu().numpy())
+        made.append({"calls": one.calls, "samples": options.samples, **one.facts})
+        if on_draw is not None:
+            on_draw(number, home(sample), affine)
+    if made:
+        facts["draws"] = _of_all(made)
+    spread = torch.from_numpy(moments.spread) if moments.n > 1 else None
+    data = home(estimate.volumes[0])
+    made_of = Drawn(estimate, spread, torch.from_numpy(prepared.source), head_for(model, calibration))
+    signals = {name: home(each, difference=True) for name, each in signals_of(made_of).items()}
     low, high = None, None
     if calibration is None:
         facts["interval"] = {"none": why}
@@ -147,14 +176,20 @@ def translate_volume(
         }
     return Translation(
         data=data,
-        uncertainty=signals["spread" if "spread" in signals else "windows"],
-        draws=[home(each) for each in made.draws.volumes] if made.draws is not None else [],
-        affine=volume.affine if options.on == "source" else prepared.grid.affine,
+        uncertainty=next(signals[name] for name in (HEAD, "spread", "windows") if name in signals),
+        affine=affine,
         facts=facts,
         low=low,
         high=high,
         signals=signals,
+        seen=made_of.seen,
     )
+
+
+def _of_all(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Give what is said of several draws: once where it is the same for all, else a list."""
+    said = {key: [each.get(key) for each in facts] for key in facts[0]}
+    return {key: values[0] if all(v == values[0] for v in values) else values for key, values in said.items()}
 
 
 def style_of(model: Model, target: str, options: Options) -> str | torch.Tensor | None:

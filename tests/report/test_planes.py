@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from scanbridge.report.planes import cut, draw, limit_of
+from scanbridge.report.planes import Look, cut, draw, limit_of
 
 SHAPE = (20, 30, 24)  # slices to superior, rows to posterior, columns to the left
 
@@ -23,10 +23,7 @@ def drawn(volume, *, truth=None, spacing=(1.0, 1.0, 1.0), foreground=None, **opt
         volume,
         truth,
         spacing=spacing,
-        names=("CT", "T1w"),
-        source_window=(0, 1),
-        window=(0, 1),
-        unit="1",
+        looks=(Look("CT", 0, 1), options.pop("look", Look("T1w", 0, 1))),
         foreground=foreground,
         **options,
     )
@@ -128,3 +125,21 @@ def test_planes_go_where_they_are_told():
     where = (int(0.2 * middle.shape[0]), middle.shape[1] // 4)
     assert middle[where].max() < 0.1
     assert told[where].min() > 0.9
+
+
+def test_an_inverted_image_has_its_high_values_dark_and_is_no_map():
+    volume = np.full(SHAPE, 0.9, np.float32)
+    plain, inverted = (drawn(volume, look=Look("PET", 0, 1, "SUV", inverted=turned)).images for turned in (False, True))
+    where = (int(0.2 * pixels(plain).shape[0]), int(0.75 * pixels(plain).shape[1]))
+    assert pixels(plain)[where].min() > 0.8
+    assert pixels(inverted)[where].max() < 0.2
+    assert plain.height == inverted.height
+
+
+def test_a_draw_stands_beside_the_estimate_in_a_picture_of_its_own():
+    volume = np.random.default_rng(0).uniform(size=SHAPE).astype(np.float32)
+    strip = drawn(volume, truth=volume, draw=volume)
+    assert strip.images.alt.startswith("CT and measured T1w;")
+    assert strip.draws.alt.startswith("T1w, estimate and T1w, one draw;")
+    assert strip.draws.height == strip.images.height == strip.maps.height
+    assert drawn(volume, truth=volume).draws is None

@@ -24,7 +24,7 @@ SSIM_WINDOW = 11
 _EMPTY = "the region is empty"
 _FLAT = "the truth is constant here"
 
-_HIGHER, _ONE = ("psnr", "psnr_native", "ssim"), ("sharpness",)
+_HIGHER, _ONE = ("psnr", "psnr_native", "ssim"), ("sharpness", "spread_ratio")
 
 
 def direction(metric: str) -> Literal["higher", "lower", "one"]:

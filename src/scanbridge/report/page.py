@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from scanbridge.report.draws import PRODUCTS, Drawn, draw_block
 from scanbridge.report.intervals import Intervals, interval_tables
 from scanbridge.report.picture import Picture
 from scanbridge.report.planes import Strip
@@ -86,6 +87,8 @@ class ReportContext:
         Quality of every subject, quality against calls, and the like.
     subjects
         Shown worst first.
+    drawn, among_draws
+        Of the runs whose draws were judged; draws compared with draws, as `metrics.statistics.paired` gives them.
     intervals, interval_plots
         Of the runs that are calibrated.
     training
@@ -107,6 +110,8 @@ class ReportContext:
     plots: Sequence[Picture] = ()
     subjects: Sequence[Subject] = ()
     uncertainty: Uncertainty | None = None
+    drawn: Sequence[Drawn] = ()
+    among_draws: Rows = ()
     intervals: Sequence[Intervals] = ()
     interval_plots: Sequence[Picture] = ()
     training: Sequence[Picture] = ()
@@ -125,6 +130,9 @@ def render(context: ReportContext) -> str:
         paired=paired_table(context.paired, caption=f"Paired comparisons, {context.region}"),
         subjects=sorted(context.subjects, key=lambda subject: subject.score),
         uncertainty=_uncertainty_table(context.uncertainty),
+        products=PRODUCTS,
+        drawn=[draw_block(found) for found in context.drawn],
+        among_draws=paired_table(context.among_draws, caption=f"Draws compared with draws, {context.region}"),
         promised=[interval_tables(found) for found in context.intervals],
         limits=(*LIMITS, *context.limits),
     )

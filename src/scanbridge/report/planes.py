@@ -31,14 +31,37 @@ SIGNED = LinearSegmentedColormap.from_list("signed", ["#8fd3ff", "#1f77c9", "#00
 _MINUS = "\N{MINUS SIGN}"
 _COLUMN, _GAP, _TITLE, _FOOT = 1.96, 0.06, 0.3, 0.44  # inches
 _LIGHT, _DIM, _SIDE, _EDGE = "#e5e7eb", "#9ca3af", "#fbbf24", "#7dd3a8"
+_SIDE_ON_WHITE = "#b45309"
+
+
+@dataclass(frozen=True)
+class Look:
+    """How an image and what is predicted of it are shown: its name, the values at both ends, their unit ("1": none).
+
+    `inverted` has the high values dark, as PET is read.
+    """
+
+    name: str
+    low: float
+    high: float
+    unit: str = "1"
+    inverted: bool = False
+
+    def panel(self, title: str, planes: dict[str, npt.NDArray[Any]]) -> Panel:
+        """Give a panel of three planes."""
+        return Panel(title, planes, self.low, self.high, "gray_r" if self.inverted else "gray", self.unit)
 
 
 @dataclass(frozen=True)
 class Strip:
-    """One subject: the images beside each other, and the maps of error and uncertainty where there are any."""
+    """One subject: the images beside each other, the maps of error and uncertainty, and estimate beside draw.
+
+    Where there is a draw no picture has more than two columns, so that it fits a phone.
+    """
 
     images: Picture
     maps: Picture | None
+    draws: Picture | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +78,7 @@ class Panel:
     @property
     def is_map(self) -> bool:
         """Whether it is a map of error or uncertainty, and not an image."""
-        return self.colours != "gray"
+        return self.colours not in ("gray", "gray_r")
 
     def up_to(self, limit: float | None) -> Panel:
         """Give the panel with another end of its colour bar."""
@@ -66,6 +89,7 @@ class Panel:
 class Planes:
     """What the pictures of one subject show: a few flat images, however large the volumes were.
 
+    `draws` are estimate and draw, which then are not among the `images`.
     `extent` is (deep, high, wide) in mm; `edge` the foreground's planes where its outline is drawn.
     """
 
@@ -74,6 +98,7 @@ class Planes:
     uncertainty: Panel | None
     extent: tuple[float, float, float]
     edge: dict[str, npt.NDArray[Any]] | None = None
+    draws: tuple[Panel, ...] = ()
 
 
 def cut(
@@ -82,12 +107,10 @@ def cut(
     truth: Volume | None,
     *,
     spacing: Spacing,
-    names: tuple[str, str],
-    source_window: tuple[float, float],
-    window: tuple[float, float],
-    unit: str,
+    looks: tuple[Look, Look],
     foreground: Mask,
     uncertainty: Volume | None = None,
+    draw: Volume | None = None,
     at: tuple[int, int, int] | None = None,
     outline: bool = False,
 ) -> Planes:
@@ -99,16 +122,14 @@ def cut(
         (D, H, W) in "SPL" order, each in its own unit. Without a truth there is no error.
     spacing
         Voxel size in mm in array order: a voxel is drawn with the shape that it has.
-    names
-        What source and target are called, for titles and alternative text.
-    source_window, window
-        Values shown as black and white: of the source, and of prediction and truth alike.
-    unit
-        Of prediction, error and uncertainty; "1" is not printed.
+    looks
+        How the source is shown, and how prediction, draw and truth are, all three alike.
     foreground
         (D, H, W): the picture is cropped to it, the planes go through its middle, and the maps are 0 outside.
     uncertainty
         (D, H, W), high = unsure.
+    draw
+        (D, H, W), one draw, to stand beside the prediction, which is then called an estimate.
     at
         Voxel (d, h, w) that the planes go through instead, as the centre of a lesion.
     outline
@@ -119,14 +140,18 @@ def cut(
     def planes(volume: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
         return {plane: _cut(volume, plane, box, centre) for plane in PLANES}
 
-    source_name, target = names
-    images = [
-        Panel(source_name, planes(source), *source_window),
-        Panel(f"predicted {target}", planes(prediction), *window),
-    ]
+    of_source, of_target = looks
+    name, unit = of_target.name, of_target.unit
+    images = [of_source.panel(of_source.name, planes(source))]
+    draws: tuple[Panel, ...] = ()
+    if draw is None:
+        images.append(of_target.panel(f"predicted {name}", planes(prediction)))
+    else:
+        named = {f"{name}, estimate": prediction, f"{name}, one draw": draw}
+        draws = tuple(of_target.panel(title, planes(volume)) for title, volume in named.items())
     error = doubt = None
     if truth is not None:
-        images.append(Panel(f"measured {target}", planes(truth), *window))
+        images.append(of_target.panel(f"measured {name}", planes(truth)))
         wrong = np.where(foreground, prediction.astype(np.float32) - truth, 0.0)
         limit = limit_of(wrong, foreground)
         error = Panel(f"predicted {_MINUS} measured", planes(wrong), -limit, limit, SIGNED, unit)
@@ -134,7 +159,8 @@ def cut(
         limit = limit_of(uncertainty, foreground)
         doubt = Panel("uncertainty", planes(np.where(foreground, uncertainty, 0.0)), 0.0, limit, "magma", unit)
     deep, high, wide = ((span.stop - span.start) * step for span, step in zip(box, spacing, strict=True))
-    return Planes(tuple(images), error, doubt, (deep, high, wide), planes(foreground) if outline else None)
+    edge = planes(foreground) if outline else None
+    return Planes(tuple(images), error, doubt, (deep, high, wide), edge, draws)
 
 
 def draw(planes: Planes, *, error_limit: float | None = None, uncertainty_limit: float | None = None) -> Strip:
@@ -149,7 +175,8 @@ def draw(planes: Planes, *, error_limit: float | None = None, uncertainty_limit:
     """
     limited = ((planes.error, error_limit), (planes.uncertainty, uncertainty_limit))
     maps = [panel.up_to(limit) for panel, limit in limited if panel is not None]
-    return Strip(_draw(planes.images, planes), _draw(maps, planes) if maps else None)
+    drawn = [_draw(panels, planes) if panels else None for panels in (maps, planes.draws)]
+    return Strip(_draw(planes.images, planes), *drawn)
 
 
 def limit_of(values: Volume, foreground: Mask) -> float:
@@ -189,9 +216,10 @@ def _show(axes: Axes, panel: Panel, plane: str, edge: dict[str, npt.NDArray[Any]
         if 0 < outline.mean() < 1:
             axes.contour(outline, levels=[0.5], colors=[_EDGE], linewidths=0.5)
     axes.set_axis_off()
+    colour = _SIDE_ON_WHITE if panel.colours == "gray_r" else _SIDE
     sides = ("A", "P") if plane == "sagittal" else ("R", "L")
     for x, side in zip((0.03, 0.97), sides, strict=True):
-        axes.text(x, 0.06, side, transform=axes.transAxes, color=_SIDE, fontsize=8.5, ha="center", va="center")
+        axes.text(x, 0.06, side, transform=axes.transAxes, color=colour, fontsize=8.5, ha="center", va="center")
 
 
 def _cut(
@@ -216,6 +244,9 @@ def _foot(figure: Figure, panel: Panel, middle: float, column: float, inch: floa
         ScalarMappable(Normalize(panel.low, panel.high), panel.colours), cax=axes, orientation="horizontal", ticks=ticks
     )
     bar.ax.set_xticklabels([_short(tick, panel.unit if tick == panel.high else "") for tick in ticks])
+    labels = bar.ax.get_xticklabels()
+    labels[0].set_horizontalalignment("left")  # so that none leaves the picture
+    labels[-1].set_horizontalalignment("right")
     bar.ax.tick_params(colors=_DIM, labelsize=8, length=2, pad=2)
 
 

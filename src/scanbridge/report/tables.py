@@ -31,10 +31,16 @@ _METRICS = {
     "nmse": ("NMSE", "↓"),
     "nmae": ("NMAE", "↓"),
     "sharpness": ("Sharpness", "→ 1"),
+    "spread_ratio": ("Spread over error", "→ 1"),
     "miss": ("Outside the interval", "↓"),
     "width": ("Width of the interval", "↓"),
     "miss_constant": ("Outside an interval of one width", "↓"),
     "width_constant": ("Width of an interval of one width", "↓"),
+    "auc": ("AUC", "↑"),
+    "accuracy": ("Accuracy", "↑"),
+    "f1": ("F1", "↑"),
+    "dice": ("Dice", "↑"),
+    "jaccard": ("Jaccard", "↑"),
 }
 
 
