@@ -44,7 +44,9 @@ PROMISE = (
 
 
 def calibrate(run: Path, cohort: Path, *options: object) -> list[object]:
-    return ["calibrate", run, "--cohort", cohort, *DEVICE, *FOUR, *options]
+    """By the windows unless something else is asked for, since nothing is fitted for them: see test_head.py."""
+    by = () if {"--signal", "--samples"} & set(options) else ("--signal", "windows")
+    return ["calibrate", run, "--cohort", cohort, *DEVICE, *FOUR, *by, *options]
 
 
 def held(run: Path) -> dict[str, Any]:
@@ -279,11 +281,12 @@ def test_risk_control_promises_a_mean(calibrated, eight, tmp_path):
     assert held(run)["factor"] > 0
 
 
-def test_intervals_of_draws_need_the_draws_and_evaluate_makes_them(calibrated, eight, tmp_path):
+def test_intervals_of_draws_need_the_draws_and_evaluate_makes_them(calibrated, eight, tmp_path, monkeypatch):
+    monkeypatch.setattr("scanbridge.head.VISITS", 1)
     run = copied(calibrated, tmp_path / "run")
     done(scanbridge(*calibrate(run, eight, "--samples", 2)))
     choice = held(run)["choice"]
-    assert set(choice) == {"windows", "spread"}
+    assert set(choice) == {"windows", "head", "spread"}
     assert held(run)["signal"] == min(choice, key=lambda name: choice[name])
     done(scanbridge(*calibrate(run, eight, "--signal", "spread", "--samples", 2)))
     scan = flair(eight, "p4")

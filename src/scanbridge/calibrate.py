@@ -10,21 +10,21 @@ from typing import get_args
 import numpy as np
 
 from scanbridge import __version__
-from scanbridge.calibration import FILE, Calibration, procedure
+from scanbridge.calibration import FILE, FOLDER, Calibration, estimated, known_signals, procedure
 from scanbridge.data.cohort import Cohort, Row, read_cohort
 from scanbridge.errors import UserError, nearest
 from scanbridge.files import sha256, write_json
-from scanbridge.judge import load_truth
+from scanbridge.head import Head, cross_fit
 from scanbridge.metrics.conformal import Control, Monotone, Promise, fit_monotone, ladder, worst
 from scanbridge.model import Model
 from scanbridge.options import Options
 from scanbridge.residuals import Residuals, Told
 from scanbridge.runs.lock import locked
-from scanbridge.signals import OF_DRAWS, SIGNALS
+from scanbridge.signals import HEAD, OF_DRAWS
+from scanbridge.truth import load_truth
 
 PARTS = ("calibration", "external")
 TOUCHED = {"train": "trained on", "val": "validated on", "test": "set apart for its test"}
-FOLDER = "calibration"
 FLOOR = 1e-3
 """Smallest expected error, as a share of the scale: a voxel without doubt is no voxel without error."""
 
@@ -65,19 +65,21 @@ def calibrate_run(
     UserError
         If a patient was touched before, there are too few of them, one has no foreground, or a name or number is none.
     """
-    names = _signals(signal, samples)
     promise = _promise(control, miss, patients, say)
     model = Model.open(run, device=device)
+    names = _signals(signal, samples, known_signals(model))
     table = read_cohort(cohort)
     target = model.common.task.targets[0]
     parts = _parts(model)
     rows = _untouched(table, model, parts, split)
     promise.enough(len({row.subject for row in rows}))
     val = [row for row in _pairs(table, model) if parts.get(sha256(row.images[target])) == "val"]
+    names = _with_val(names, len({row.subject for row in val}), named=signal, say=say)
     for row in (*val, *rows):
         _look(table, row, model)
     with locked(run):
-        residuals = Residuals(table, model, run / FOLDER, on_progress, len(val) + len(rows))
+        steps = len(rows) + len(val) * (1 + (HEAD in names)) + (HEAD in names)
+        residuals = Residuals(table, model, run / FOLDER, on_progress, steps, say)
         chosen = _choose(residuals, val, names, promise, samples, say)
         calibration = _calibration(residuals, rows, val, chosen, promise, samples)
         if (run / FILE).is_file():
@@ -92,9 +94,12 @@ def _calibration(
     """Compute the factor on the calibration patients, with a signal and a map that they had no part in."""
     model = residuals.model
     options = Options(samples=samples if chosen.signal in OF_DRAWS else 0, interval=False)
-    ladders = residuals.ladders(rows, chosen.signal, chosen.expected, options)
+    heads = {} if chosen.head is None else dict.fromkeys((row.subject for row in rows), chosen.head)
+    ladders = residuals.ladders(rows, chosen.signal, chosen.expected, options, heads)
     own = {subject: worst([each for each, _ in visits]) for subject, visits in ladders.items()}
     flat = [worst([each for _, each in visits]) for visits in ladders.values()]
+    made_with, fitted = procedure(model, residuals.target, options), {row.name: _hashes(row, model) for row in val}
+    about_head = {"procedure": estimated(made_with), "fitted": fitted}
     return Calibration(
         sentence=promise.sentence(len(own)),
         control=promise.control,
@@ -108,11 +113,12 @@ def _calibration(
         floor=chosen.expected.floor,
         factor=promise.factor(list(own.values())),
         constant=promise.factor(flat),
+        head=None if chosen.head is None else chosen.head.save(residuals.folder / HEAD, about_head),
         choice=chosen.widths,
-        procedure=procedure(model, residuals.target, options),
+        procedure=made_with,
         cohort=residuals.table.path.name,
         content={row.name: _hashes(row, model) for row in rows},
-        fitted={row.name: _hashes(row, model) for row in val},
+        fitted=fitted,
         scores={subject: promise.needs(each) for subject, each in own.items()},
         scanbridge=__version__,
     )
@@ -131,15 +137,30 @@ def _promise(control: str, miss: float, patients: float | None, say: Callable[[s
     return Promise(known[control], miss, patients)
 
 
-def _signals(signal: str | None, samples: int) -> list[str]:
+def _signals(signal: str | None, samples: int, known: Sequence[str]) -> list[str]:
     """Give the signals to try: the one that is named, or all that so many samples have."""
-    if signal is not None and signal not in SIGNALS:
-        raise UserError(f"--signal {signal}", "a signal that exists", nearest(signal, SIGNALS))
+    if signal is not None and signal not in known:
+        raise UserError(f"--signal {signal}", "a signal that exists", nearest(signal, known))
     if samples == 1 or (signal in OF_DRAWS and samples < 2):
         raise UserError(f"--samples {samples} has no spread", "two samples at least", "for example --samples 8")
     if signal is not None:
         return [signal]
-    return [name for name in SIGNALS if samples or name not in OF_DRAWS]
+    return [name for name in known if samples or name not in OF_DRAWS]
+
+
+def _with_val(names: list[str], n_val: int, *, named: str | None, say: Callable[[str], None]) -> list[str]:
+    """Leave the head out where there are not two val subjects, since none would be judged by a head of others."""
+    if HEAD not in names or n_val > 1:
+        return names
+    if named == HEAD:
+        raise UserError(
+            f"--signal {HEAD}: {n_val} val subject{'' if n_val == 1 else 's'} of the run in the table",
+            "two at least, each to be judged by a head that was fitted on others",
+            "leave --signal out, or train with more in split.val",
+        )
+    if n_val:
+        say(f"one val subject: '{HEAD}' is left out, since nobody would be left to judge it by")
+    return [name for name in names if name != HEAD]
 
 
 def _pairs(table: Cohort, model: Model) -> list[Row]:
@@ -205,12 +226,16 @@ def _look(table: Cohort, row: Row, model: Model) -> None:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """A signal, its map to expected |error|, where that comes from, and mean widths by signal on the val patients."""
+    """A signal, its map to expected |error|, where that comes from, and mean widths by signal on the val patients.
+
+    `head` is there where it is the signal: fitted on all val patients, of whom it judged none for the choice.
+    """
 
     signal: str
     expected: Monotone
     origin: str
     widths: dict[str, float]
+    head: Head | None = None
 
 
 def _choose(
@@ -227,7 +252,9 @@ def _choose(
         name = names[0]
         say(f"no val subjects of the run in {residuals.table.path.name}: nothing is chosen, the map is '{name}' itself")
         return _Chosen(name, Monotone((), (), floor), "the identity, for want of val subjects", {})
-    held = residuals.samples(val, names, Options(samples=samples, interval=False))
+    options = Options(samples=samples, interval=False)
+    judges, head = _heads(residuals, val, options) if HEAD in names else ({}, None)
+    held = residuals.samples(val, names, options, judges)
     fitted: dict[str, Monotone] = {}
     widths: dict[str, float] = {}
     for name, people in held.items():
@@ -240,4 +267,15 @@ def _choose(
     if len(widths) > 1:
         say("mean width on the val subjects: " + ", ".join(f"{name} {width:.4g}" for name, width in widths.items()))
     n = len({row.subject for row in val})
-    return _Chosen(best, fitted[best], f"a rising map fitted on {n} val subject{'' if n == 1 else 's'}", widths)
+    origin = f"a rising map fitted on {n} val subject{'' if n == 1 else 's'}"
+    return _Chosen(best, fitted[best], origin, widths, head if best == HEAD else None)
+
+
+def _heads(residuals: Residuals, val: Sequence[Row], options: Options) -> tuple[dict[str, Head], Head]:
+    """Fit the heads that judge the val patients, each without those whom it judges, and the one of all."""
+
+    def told(share: float) -> None:
+        residuals.went_on(share, "fitting the head")
+
+    lessons = residuals.lessons(val, options)
+    return cross_fit(lessons, device=residuals.model.device, told=told)

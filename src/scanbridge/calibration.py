@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -11,17 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
-from scanbridge.errors import UserError
+from scanbridge.errors import UserError, nearest
 from scanbridge.files import read_json
-from scanbridge.methods.base import Product
+from scanbridge.head import Head
+from scanbridge.methods.base import Product, load_method
 from scanbridge.metrics.conformal import Control, Monotone, Promise
 from scanbridge.model import Model
 from scanbridge.options import Options
 from scanbridge.runs.config import to_toml
-from scanbridge.signals import OF_DRAWS, SIGNALS
+from scanbridge.signals import HEAD, OF_DRAWS, SIGNALS
 from scanbridge.strict import Strict
 
 FILE = "calibration.json"
+FOLDER = "calibration"
+HEADS = f"{FOLDER}/head"
 RESTORE = "calibrate the run again, or remove the file"
 
 FOREIGN = ("weights", "grid", "scale")
@@ -43,6 +47,8 @@ class Calibration(Strict):
         An interval is the estimate plus or minus this many expected errors.
     constant
         Half width, in the target's unit, of intervals of one width that keep the same promise: what no signal gives.
+    head
+        SHA-256 of the weights of the signal `head`, where it is the one.
     choice
         Mean width of the interval on the val patients, by signal; empty where nothing was chosen.
     procedure
@@ -67,6 +73,7 @@ class Calibration(Strict):
     floor: FiniteFloat = Field(gt=0)
     factor: FiniteFloat = Field(ge=0)
     constant: FiniteFloat = Field(ge=0)
+    head: str | None = None
     choice: dict[str, FiniteFloat]
     procedure: dict[str, Any]
     cohort: str
@@ -80,8 +87,10 @@ class Calibration(Strict):
         rising = all(all(a <= b for a, b in pairwise(knots)) for knots in (self.doubt, self.error))
         if len(self.doubt) != len(self.error) or not rising:
             raise ValueError("the map must be rising knots")
-        if self.signal not in SIGNALS or self.sentence != self.promise.sentence(self.n):
-            raise ValueError("the sentence must be that of the numbers, of a signal that exists")
+        if self.sentence != self.promise.sentence(self.n):
+            raise ValueError("the sentence must be that of the numbers")
+        if (self.signal == HEAD) != (self.head is not None):
+            raise ValueError("head must be the hash of its weights, where it is the signal")
         return self
 
     @classmethod
@@ -132,6 +141,11 @@ class Calibration(Strict):
         draws = self.procedure.get("draws") if self.signal in OF_DRAWS else None
         return int(draws["samples"]) if draws else 0
 
+    @property
+    def of_estimate(self) -> dict[str, Any]:
+        """The procedure without what concerns draws alone."""
+        return estimated(self.procedure)
+
     def made_with(self, source: str) -> bool:
         """Say whether the image of this SHA-256 had a part in the calibration: coverage is not judged on it."""
         return any(source in images.values() for images in (*self.content.values(), *self.fitted.values()))
@@ -168,6 +182,8 @@ def calibration_for(model: Model, target: str, options: Options) -> tuple[Calibr
     elif options.product != "estimate" or options.on != "source":
         why, remedy = "the promise is about the estimate on the scan's own grid", "leave intervals out"
     else:
+        if held.signal not in (known := known_signals(model)):
+            raise UserError(f"{model.run}/{FILE}: signal '{held.signal}'", nearest(held.signal, known), RESTORE)
         part = held.differs(procedure(model, target, options))
         if part is None:
             return held, ""
@@ -178,6 +194,29 @@ def calibration_for(model: Model, target: str, options: Options) -> tuple[Calibr
     if options.interval:
         raise UserError(f"no interval can be promised: {why}", "", remedy)
     return None, why
+
+
+def known_signals(model: Model) -> tuple[str, ...]:
+    """Give the signals that every translation can have, and those that a method has alone and names in `SIGNALS`."""
+    return (*SIGNALS, *getattr(load_method(model.common.method), "SIGNALS", ()))
+
+
+def head_for(model: Model, calibration: Calibration | None) -> Head | None:
+    """Give the head that a calibration reads; None where it reads another signal.
+
+    Raises
+    ------
+    UserError
+        If it is missing, damaged, or not the one of the calibration.
+    """
+    if model.run is None or calibration is None or calibration.signal != HEAD:
+        return None
+    return Head.open(model.run / HEADS, calibration.of_estimate, model.device, sha256=calibration.head)
+
+
+def estimated(procedure: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a procedure without its draws: all that an estimate depends on."""
+    return {part: value for part, value in procedure.items() if part != "draws"}
 
 
 def _said(part: str, value: Any) -> str:

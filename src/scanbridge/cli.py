@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from scanbridge import __version__
 from scanbridge.errors import UserError
+from scanbridge.terminal import progress, show_summary
 
 app = typer.Typer(
     name="scanbridge",
@@ -25,6 +27,7 @@ Run = Annotated[Path, typer.Argument(help="A run folder made by 'train'.")]
 CohortOption = Annotated[Path, typer.Option("--cohort", help="The cohort's table (CSV), with its TOML beside it.")]
 Style = Annotated[str | None, typer.Option("--style", help="average, nearest, or a scan whose look to take.")]
 On = Annotated[str, typer.Option("--on", help="Grid of the metrics: target (its own) or model.")]
+Samples = Annotated[int, typer.Option("--samples", min=0, help="Draws to judge beside the estimate; 2 at least.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: --set train.images=8000.")]
 Cache = Annotated[Path | None, typer.Option("--cache", help="Where scans on the model grid are kept.")]
@@ -63,7 +66,7 @@ def simulate(
 
     if what != "brain":
         raise UserError(f"simulate {what}", "'brain'", "scanbridge simulate brain --out DIR")
-    with _bar("simulating") as advance:
+    with progress("simulating") as advance:
         table = simulate_brain(out, subjects=subjects, size=size, seed=seed, progress=advance)
     print(f"{subjects} people: {table}")
 
@@ -88,7 +91,7 @@ def train(
         print(f"# {plan.summary}")
         return
     print(f"{plan.summary}; run folder {run}", file=sys.stderr)
-    with _bar("training", unit="images") as advance:
+    with progress("training", unit="images") as advance:
         code = train_run(
             plan,
             run,
@@ -133,7 +136,7 @@ def translate(
 
     walk = {"quality": quality, "calls": calls, "order": order, "grid": grid, "eta": eta}
     options = Options(target, samples, seed, style=style, foreground=foreground, interval=interval, **walk)  # type: ignore[arg-type]
-    with _bar("translating") as advance:
+    with progress("translating") as advance:
         made, kept = translate_all(
             run,
             inputs,
@@ -158,7 +161,7 @@ def calibrate(
         float | None, typer.Option("--patients", help="Share of patients for whom that holds; 0.9 if left out.")
     ] = None,
     signal: Annotated[
-        str | None, typer.Option("--signal", help="windows or spread; the val subjects choose if left out.")
+        str | None, typer.Option("--signal", help="windows, head or spread; the val subjects choose if left out.")
     ] = None,
     control: Annotated[
         str, typer.Option("--control", help="quantile (of patients) or risk (on average).")
@@ -169,7 +172,7 @@ def calibrate(
     """Turn the uncertainty of a run into a promise, with patients that nothing in it has touched."""
     from scanbridge.calibrate import calibrate_run
 
-    with _bar("calibrating") as advance:
+    with progress("calibrating") as advance:
         made = calibrate_run(
             run,
             cohort,
@@ -200,12 +203,13 @@ def evaluate(
     on: On = "target",
     style: Style = None,
     allow_oracle: Annotated[bool, typer.Option("--allow-oracle", help="Let --style own look at the truth.")] = False,
+    samples: Samples = 0,
     device: Device = "auto",
 ) -> None:
     """Judge a run on people that it has not seen, beside floors that are not clever."""
     from scanbridge.evaluate import evaluate_runs
 
-    with _bar("evaluating") as advance:
+    with progress("evaluating") as advance:
         page = evaluate_runs(
             [run],
             cohort,
@@ -216,10 +220,12 @@ def evaluate(
             translations=translations,
             style=style,
             oracle=allow_oracle,
+            samples=samples,
             device=device,
             on_progress=advance,
+            say=lambda text: print(text, file=sys.stderr),
         )
-    _show_summary(out)
+    show_summary(out)
     print(f"page: {page}")
 
 
@@ -230,14 +236,126 @@ def compare(
     out: Annotated[Path, typer.Option("--out", help="Folder for tables and the page.")],
     split: Annotated[str, typer.Option("--split", help="test, val, calibration or external.")] = "test",
     on: On = "target",
+    samples: Samples = 0,
     device: Device = "auto",
 ) -> None:
     """Hold runs against each other on the same people, with paired intervals."""
     from scanbridge.evaluate import evaluate_runs
 
-    with _bar("comparing") as advance:
-        page = evaluate_runs(runs, cohort, out, split=split, on=_on(on), device=device, on_progress=advance)
-    _show_summary(out)
+    with progress("comparing") as advance:
+        page = evaluate_runs(
+            runs,
+            cohort,
+            out,
+            split=split,
+            on=_on(on),
+            samples=samples,
+            device=device,
+            on_progress=advance,
+            say=lambda text: print(text, file=sys.stderr),
+        )
+    show_summary(out)
+    print(f"page: {page}")
+
+
+class _Several(TyperCommand):
+    """A verb where several values may follow ``--rows`` and ``--seeds``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read ``--seeds 0 1 2`` as ``--seeds 0 --seeds 1 --seeds 2``."""
+        words: list[str] = []
+        option = ""
+        for word in args:
+            if word.startswith("--"):
+                option = word if word in ("--rows", "--seeds") else ""
+            elif option and words[-1] != option:
+                words.append(option)
+            words.append(word)
+        return super().parse_args(ctx, words)
+
+
+@app.command(cls=_Several)
+def ablate(
+    config: Annotated[Path, typer.Argument(help="The full method: a configuration in TOML.")],
+    cohort: CohortOption,
+    out: Annotated[Path, typer.Option("--out", help="Folder for runs, tables and the page; the command resumes it.")],
+    rows: Annotated[
+        list[str] | None, typer.Option("--rows", help="Rows of the method's table, one after another; else all.")
+    ] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seeds", help="Seeds of the trainings: --seeds 0 1 2; else the file's own.")
+    ] = None,
+    settings: Settings = None,
+    split: Annotated[str, typer.Option("--split", help="test or val.")] = "test",
+    on: On = "target",
+    device: Device = "auto",
+    cache: Cache = None,
+) -> None:
+    """Train and judge the rows of a method's ablation table at one budget; killed anywhere, the same call goes on."""
+    from scanbridge.ablate import ablate_method
+
+    with progress("ablating") as advance:
+        code = ablate_method(
+            config,
+            cohort,
+            out,
+            rows=rows or (),
+            seeds=seeds or (),
+            settings=settings or (),
+            split=split,
+            on=_on(on),
+            device=device,
+            cache=cache,
+            say=lambda text: print(text, file=sys.stderr),
+            on_progress=advance,
+        )
+    if code:
+        print(f"stopped; all is saved in {out}, and the same command goes on", file=sys.stderr)
+        raise typer.Exit(code)
+    show_summary(out, first_calls=False)
+    print(f"page: {out / 'report.html'}")
+
+
+@app.command()
+def downstream(
+    cohort: Annotated[Path, typer.Argument(help="The cohort's table (CSV).")],
+    run: Annotated[list[Path], typer.Option("--run", help="A run; several are folds of one cross-validation.")],
+    task: Annotated[str, typer.Option("--task", help="The column to predict: a covariate of classes, or a mask.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for tables and the page; the same command goes on.")],
+    kind: Annotated[str | None, typer.Option("--kind", help="classify or segment; the column says which.")] = None,
+    folds: Annotated[int, typer.Option("--folds", help="Folds of the task, by subject.")] = 5,
+    dims: Annotated[int, typer.Option("--dims", help="3 for volumes, 2 for slices.")] = 3,
+    size: Annotated[int | None, typer.Option("--size", help="Voxels a side; 48 in 3D, 96 in 2D.")] = None,
+    images: Annotated[int | None, typer.Option("--images", help="Images that every network is shown.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of folds, weights and order.")] = 0,
+    include_seen: Annotated[
+        bool, typer.Option("--include-seen", help="Take subjects that the run was trained on too; marked.")
+    ] = False,
+    device: Device = "auto",
+    cache: Cache = None,
+) -> None:
+    """Say what synthetic images are worth for a task: the same network with none, with them, and with real ones."""
+    from scanbridge.downstream.run import downstream_task
+
+    with progress("downstream") as advance:
+        page = downstream_task(
+            cohort,
+            run,
+            task,
+            out,
+            kind=kind,
+            folds=folds,
+            dims=dims,
+            size=size,
+            images=images,
+            seed=seed,
+            include_seen=include_seen,
+            device=device,
+            cache=cache,
+            on_progress=advance,
+            say=lambda text: print(text, file=sys.stderr),
+        )
+    print((out / "downstream.md").read_text(encoding="utf-8").partition("\n## Fold by fold")[0])
     print(f"page: {page}")
 
 
@@ -253,52 +371,6 @@ def _on(text: str) -> Literal["target", "model"]:
     if text not in ("target", "model"):
         raise UserError(f"--on {text}", "target or model", "leave it out for the target's own grid")
     return "target" if text == "target" else "model"
-
-
-def _show_summary(out: Path) -> None:
-    """Print the foreground's rows of summary.json as a table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from scanbridge.files import read_json
-
-    table = Table("run", "metric", "mean", "95 % interval", "n", title="foreground")
-    for row in read_json(out / "summary.json"):
-        if row["region"] == "foreground" and row["metric"] in ("psnr", "ssim_3d", "mae", "sharpness"):
-            interval = "-" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
-            mean = "-" if row["mean"] is None else f"{row['mean']:.3f} {row['unit'] if row['unit'] != '1' else ''}"
-            table.add_row(row["run"], row["metric"], mean.strip(), interval, str(row["n"]))
-    Console().print(table)
-
-
-class _bar:  # noqa: N801  (reads as a verb where it is used)
-    """A progress bar on stderr; calling it moves it: (done, of, words)."""
-
-    def __init__(self, words: str, unit: str = "") -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        self._words = words
-        self._task: Any = None
-
-    def __enter__(self) -> _bar:
-        self._progress.start()
-        self._task = self._progress.add_task(self._words, total=None)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, done: float, of: float, words: str | None = None) -> None:
-        self._progress.update(self._task, completed=done, total=of, description=words or self._words)
 
 
 def _stopped(number: int, frame: object) -> None:  # noqa: ARG001  (the form of a signal handler)

@@ -126,13 +126,13 @@ def train_stage(
         started, first = time.monotonic(), state.images
         while state.images < settings.images:
             since = state.images
-            loss = _update(stage, settings, items, state, fitted, fabric)
+            loss, parts = _update(stage, settings, items, state, fitted, fabric)
             if not math.isfinite(loss):
                 _roll_back(state, generations, folder)
                 continue
             rate = (state.images - first) / (time.monotonic() - started)
             if _passed(since, state.images, settings.log_every):
-                log.write(state.images, loss=loss, rate=rate, lr=state.optimizer.param_groups[0]["lr"])
+                log.write(state.images, loss=loss, rate=rate, lr=state.optimizer.param_groups[0]["lr"], **parts)
             on_progress(Progress(stage.name, state.images, settings.images, loss, rate))
             leaving = _any(fabric, stop())
             if leaving or _passed(since, state.images, settings.checkpoint_every):
@@ -147,7 +147,7 @@ def train_stage(
     if fabric.is_global_zero:
         tensors = {**state.average, **{f"statistics.{k}": v for k, v in statistics.items()}}
         rows, columns = items.size
-        about = {**facts, "images": state.images, "rows": rows, "columns": columns}
+        about = {**facts, "about": stage.about, "images": state.images, "rows": rows, "columns": columns}
         save_tensors(folder / "weights.safetensors", tensors, about)
     fabric.barrier()
     return True
@@ -183,30 +183,37 @@ def fresh_state(stage: Stage, settings: Train, fabric: Fabric) -> State:
     return state
 
 
-def _update(stage: Stage, settings: Train, items: Items, state: State, fitted: Fitted, fabric: Fabric) -> float:
-    """Make one update of `batch_size` images over all processes and give its mean loss; NaN where none was made."""
+def _update(
+    stage: Stage, settings: Train, items: Items, state: State, fitted: Fitted, fabric: Fabric
+) -> tuple[float, dict[str, float]]:
+    """Make one update of `batch_size` images over all processes.
+
+    Give its mean loss, NaN where none was made, and the mean over this process's share of what the stage logs.
+    """
     numbers = range(state.images, state.images + settings.batch_size)
     share = list(numbers[fabric.global_rank :: fabric.world_size])
     size = -(-len(share) // settings.accumulate)
     chunks = [share[i : i + size] for i in range(0, len(share), size)]
-    total = torch.zeros((), device=fabric.device)
+    total, parts = torch.zeros((), device=fabric.device), dict[str, float]()
     for index, chunk in enumerate(chunks):
-        batch = to_batch(items.batch(chunk, state.rollbacks), fabric.device)
+        progress = state.images / settings.images
+        batch = to_batch(items.batch(chunk, state.rollbacks), fabric.device, progress)
         seeds = [stable_seed("train", settings.seed, stage.name, state.rollbacks, n) for n in chunk]
         with ExitStack() as accumulating:
             for network in state.networks.values():
                 accumulating.enter_context(fabric.no_backward_sync(network, enabled=index < len(chunks) - 1))
-            loss, _ = stage.loss(fitted, batch, ItemNoise(seeds, fabric.device))
+            loss, told = stage.loss(fitted, batch, ItemNoise(seeds, fabric.device))
             loss = loss * (len(chunk) / len(share))
             fabric.backward(loss)
         total += loss.detach()
+        parts = {name: parts.get(name, 0.0) + value * len(chunk) / len(share) for name, value in told.items()}
     reduced = fabric.all_reduce(total, reduce_op="mean")
     mean = float(reduced) if isinstance(reduced, Tensor) else math.nan
     if math.isfinite(mean) and not _step(settings, state):
         mean = math.nan
     state.optimizer.zero_grad(set_to_none=True)
     state.images += len(numbers)
-    return mean
+    return mean, parts
 
 
 def _step(settings: Train, state: State) -> bool:
@@ -281,13 +288,14 @@ def averaged(state: State) -> Iterator[None]:
             value.copy_(kept[name])
 
 
-def to_batch(arrays: ItemArrays, device: torch.device) -> Batch:
+def to_batch(arrays: ItemArrays, device: torch.device, progress: float = 0.0) -> Batch:
     """Give items as the batch that a method sees, on `device`."""
     return Batch(
         source=arrays.source.to(device),
         targets={name: value.to(device) for name, value in arrays.targets.items()},
         valid={name: value.to(device) for name, value in arrays.valid.items()},
         case=arrays.case.to(device),
+        progress=progress,
     )
 
 
@@ -311,7 +319,7 @@ def forecast(
     seconds = []
     for _ in range(2):
         start = time.monotonic()
-        batch = to_batch(items.batch(numbers), fabric.device)
+        batch = to_batch(items.batch(numbers), fabric.device, progress=1.0)
         loss, _ = stage.loss(fitted, batch, ItemNoise([stable_seed("probe", n) for n in numbers], fabric.device))
         loss.backward()  # type: ignore[no-untyped-call]
         seconds.append(time.monotonic() - start)

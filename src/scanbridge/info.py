@@ -7,6 +7,7 @@ from pathlib import Path
 from scanbridge.calibration import Calibration
 from scanbridge.errors import UserError
 from scanbridge.files import read_json
+from scanbridge.likeness import Likeness
 from scanbridge.methods.base import load_method
 from scanbridge.runs.config import Common, read_tree, split_tree, validate
 
@@ -50,7 +51,7 @@ def describe(run: Path) -> str:
         walk = getattr(config, product, None)
         if walk is not None:
             lines.append(f"{product}: {walk.walk}, {walk.calls} network calls, grid {walk.grid}, order {walk.order}")
-    lines += _promised(run)
+    lines += [*_promised(run), _warned(run)]
     return "\n".join(lines)
 
 
@@ -66,6 +67,15 @@ def _promised(run: Path) -> list[str]:
         f"uncertainty: calibrated for {calibration.procedure.get('target')}; {calibration.sentence}",
         f"interval: {calibration.made}",
     ]
+
+
+def _warned(run: Path) -> str:
+    """Say from when on a scan counts as unlike those of the training."""
+    likeness = Likeness.of_run(run)
+    if likeness is None:
+        return "input warning: none, the run has not noted what its training scans look like"
+    own = "" if likeness.largest is None else f"; their own largest is {likeness.largest:.1f}"
+    return f"input warning: beyond a distance of {likeness.limit:.1f} from {likeness.scans}{own}"
 
 
 _WORDS = {"S": "superior", "I": "inferior", "A": "anterior", "P": "posterior", "L": "left", "R": "right"}

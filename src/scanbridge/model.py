@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,11 +18,11 @@ from scanbridge.data.box import box_of, take, widened
 from scanbridge.data.cohort import ImageSpec
 from scanbridge.data.intensity import Scale, amplified, gain_to
 from scanbridge.errors import UserError
-from scanbridge.files import read_json, sha256
-from scanbridge.methods.base import Draws, Fitted, Request, Stage, Translator, load_method
-from scanbridge.nets.memory import channels_last
-from scanbridge.runs.checkpoint import load_tensors
+from scanbridge.files import read_json
+from scanbridge.methods.base import Draws, Fitted, Request, Translator, load_method
+from scanbridge.nets.precision import Precision, computing_in, precision_of
 from scanbridge.runs.config import Common, read_tree, split_tree, validate
+from scanbridge.stages import open_stage
 
 BACKGROUND = -1.0
 LARGEST_ITEM = 4096
@@ -57,6 +57,8 @@ class Model:
         The run folder; None for a model that is still in training.
     weights
         SHA-256 of the weights by stage.
+    device, precision
+        Where the networks compute, and in what.
     """
 
     common: Common
@@ -72,9 +74,17 @@ class Model:
     run: Path | None = None
     weights: dict[str, str] = field(default_factory=dict)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: Precision = "32-true"
 
     @classmethod
-    def open(cls, run: Path, *, device: str = "auto", settings: Sequence[str] = ()) -> Model:
+    def open(
+        cls,
+        run: Path,
+        *,
+        device: str = "auto",
+        settings: Sequence[str] = (),
+        precision: Precision | Literal["auto"] = "auto",
+    ) -> Model:
         """Open a run folder; nothing in it is executed.
 
         Parameters
@@ -85,6 +95,8 @@ class Model:
             auto, or a device as torch names it.
         settings
             ``a.b=c`` changes of the method's tables that its weights allow, for ablations: a walk, a corrector.
+        precision
+            What the networks compute in; auto is what is faster on the device.
 
         Raises
         ------
@@ -119,6 +131,7 @@ class Model:
             run=run,
             weights=weights,
             device=place,
+            precision=precision_of(precision, place),
         )
 
     @property
@@ -150,7 +163,7 @@ class Model:
         seen = torch.from_numpy(take(source, (box[0], rows, columns), BACKGROUND))[None].to(self.device)
         if request.residual_scale is None:
             request = replace(request, residual_scale=self.residual_scale)
-        with torch.inference_mode():
+        with torch.inference_mode(), computing_in(self.precision, self.device):
             draws = self.translator.draw(seen, request)
         spans = zip(box[1:], (rows, columns), strict=True)
         inner_rows, inner_columns = (slice(b.start - s.start, b.stop - s.start) for b, s in spans)
@@ -160,37 +173,26 @@ class Model:
             draws,
             volumes=pad(draws.volumes[..., inner_rows, inner_columns].clamp(-1, 1), around, value=BACKGROUND),
             uncertainty=pad(draws.uncertainty[..., inner_rows, inner_columns], around),
+            signals={name: pad(each[..., inner_rows, inner_columns], around) for name, each in draws.signals.items()},
         )
 
+    def reconstruct(self, image: NDArray[np.float32], foreground: NDArray[np.bool_]) -> NDArray[np.float32] | None:
+        """Give what a latent run's autoencoder makes of an image (D, H, W) by itself, cut as a translation is.
 
-def open_stage(stage: Stage, run: Path, device: torch.device) -> tuple[Fitted, dict[str, Any]]:
-    """Load what a finished stage of a run made, frozen, and its facts.
-
-    Raises
-    ------
-    UserError
-        If it is not finished, or its weights are of another network or another configuration.
-    """
-    file = run / "stages" / stage.name / "weights.safetensors"
-    if not file.is_file():
-        raise UserError(f"{run}: stage '{stage.name}' has no weights yet", "a finished training", "train it")
-    tensors, facts = load_tensors(file)
-    if facts.get("config_sha256") != sha256(run / "config.toml"):
-        raise UserError(
-            f"{run / 'config.toml'} is not the configuration that {file} was trained with",
-            "the file as training wrote it",
-            "restore it; a walk is changed with --calls, --order and --grid",
-        )
-    made = Fitted(statistics=_under("statistics", tensors))
-    for name, network in stage.build().items():
-        _fill(network, _under(name, tensors), file)
-        made.networks[name] = channels_last(network.to(device)).eval().requires_grad_(False)
-    return made, facts
-
-
-def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Give the tensors named ``prefix.rest`` by their rest."""
-    return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
+        It is the ceiling of every translation; None where a run has no autoencoder.
+        """
+        run = getattr(self.translator, "reconstruct", None)
+        if run is None:
+            return None
+        box = box_of(foreground)
+        rows, columns = (widened(span, size) for span, size in zip(box[1:], self.item_size, strict=True))
+        seen = torch.from_numpy(take(image, (box[0], rows, columns), BACKGROUND))[None].to(self.device)
+        with torch.inference_mode(), computing_in(self.precision, self.device):
+            made = run(seen)[0].clamp(-1, 1).float().cpu().numpy()
+        whole = np.full_like(image, BACKGROUND)
+        inner = (slice(b.start - s.start, b.stop - s.start) for b, s in zip(box[1:], (rows, columns), strict=True))
+        whole[box] = made[(slice(None), *inner)]
+        return whole
 
 
 def device_of(name: str) -> torch.device:
@@ -245,18 +247,3 @@ def _item_size(facts: Mapping[str, Any], stage: Path) -> tuple[int, int]:
         f"the size of a training item, at most {LARGEST_ITEM}",
         "restore the file as it was written",
     )
-
-
-def _fill(network: torch.nn.Module, tensors: dict[str, torch.Tensor], file: Path) -> None:
-    """Load weights into a network, or say in one line what does not fit."""
-    own = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    given = {name: tuple(value.shape) for name, value in tensors.items()}
-    wrong = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
-    if wrong:
-        name, more = wrong[0], len(wrong) - 1
-        raise UserError(
-            f"{file}: '{name}' is {given.get(name, 'missing')}, which config.toml does not fit (and {more} more)",
-            f"{own.get(name, 'no such weight')}",
-            "the weights that this configuration trained",
-        )
-    network.load_state_dict(tensors)

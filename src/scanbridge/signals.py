@@ -1,14 +1,17 @@
 """Raw signals of doubt: where a translation is unsure, high = unsure. Rankings, none of them a probability.
 
 A signal is one function: of what a translation drew it makes a map, or None where this translation has none. To add
-one (a method's own score, a learned head), write the function and name it in `SIGNALS`; calibration then tries it.
+one, write the function and name it in `SIGNALS`; calibration then tries it. What a method alone can say comes with its
+estimate, and the method names it in a `SIGNALS` of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from scanbridge.methods.base import Draws
@@ -16,10 +19,27 @@ from scanbridge.methods.base import Draws
 
 @dataclass(frozen=True)
 class Drawn:
-    """What one translation drew: the estimate, and the draws where samples were asked for."""
+    """What one translation drew: the estimate, and the standard deviation (D, H, W) of its draws, two at least.
+
+    `source` (D, H, W) in [-1, 1] is what it was drawn from; `head`, where there is one, predicts |error| from `seen`.
+    """
 
     estimate: Draws
-    draws: Draws | None = None
+    spread: Tensor | None = None
+    source: Tensor | None = None
+    head: Callable[[Mapping[str, Tensor]], Tensor] | None = None
+
+    @property
+    def seen(self) -> dict[str, Tensor]:
+        """What a learned signal sees, (D, H, W) each: source, estimate, and the signals that need neither draws nor it.
+
+        In float16, as it is kept on disk, so that a map is the same from there.
+        """
+        if self.source is None:
+            return {}
+        raw = signals_of(Drawn(self.estimate))
+        volumes = {"source": self.source, "estimate": self.estimate.volumes[0], **raw}
+        return {name: volume.to("cpu", torch.float16) for name, volume in volumes.items()}
 
 
 class Signal(Protocol):
@@ -36,16 +56,21 @@ def windows(drawn: Drawn) -> Tensor | None:
 
 def spread(drawn: Drawn) -> Tensor | None:
     """Give the standard deviation over K draws, for K above 1."""
-    draws = drawn.draws
-    return None if draws is None or len(draws.volumes) < 2 else draws.uncertainty
+    return drawn.spread
 
 
-SIGNALS: dict[str, Signal] = {"windows": windows, "spread": spread}
+def head(drawn: Drawn) -> Tensor | None:
+    """Give the |error| that a network expects which was fitted on held-out errors, where the run has one."""
+    return None if drawn.head is None else drawn.head(drawn.seen)
+
+
+HEAD = "head"
+SIGNALS: dict[str, Signal] = {"windows": windows, "spread": spread, HEAD: head}
 OF_DRAWS = ("spread",)
 """Signals that need draws."""
 
 
 def signals_of(drawn: Drawn) -> dict[str, Tensor]:
-    """Give the signals that a translation has, by name."""
+    """Give the signals that a translation has, by name; what a method alone can say comes with its estimate."""
     found = {name: signal(drawn) for name, signal in SIGNALS.items()}
-    return {name: each for name, each in found.items() if each is not None}
+    return {name: each for name, each in found.items() if each is not None} | drawn.estimate.signals

@@ -17,19 +17,24 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from scanbridge.bridge.sample import DEFAULT_RESIDUAL_SCALE
+from scanbridge.ceiling import note_ceiling
 from scanbridge.data.cache import Case
 from scanbridge.data.intensity import amplified, gain_to, median_of
 from scanbridge.errors import UserError
 from scanbridge.files import read_json, sha256, write_json, write_text
 from scanbridge.fit import Progress, forecast, train_stage
-from scanbridge.methods.base import Fitted, Request, TrainingCase
+from scanbridge.likeness import FILE as LIKENESS
+from scanbridge.likeness import Likeness
+from scanbridge.methods.base import Fitted, Request, Stage, TrainingCase
 from scanbridge.metrics.floors import fit_floors
-from scanbridge.model import Model, device_of, open_stage
+from scanbridge.model import Model, device_of
+from scanbridge.nets.precision import precision_of
 from scanbridge.plan import Plan, prepare_rows, resolved
 from scanbridge.runs.checkpoint import environment
 from scanbridge.runs.config import Train
 from scanbridge.runs.lock import locked
 from scanbridge.runs.pictures import save_strip
+from scanbridge.stages import borrowed, learned_from, open_stage, take_over
 
 
 def train_run(
@@ -70,18 +75,28 @@ def _train(
             "a multiple of their number",
             "change train.batch_size or the number of processes",
         )
+    stages = plan.method.stages(plan.config, targets)
+    waiting = [stage for stage in stages if not (run / "stages" / stage.name / "weights.json").is_file()]
+    given = borrowed(stages) if any(stage.weights for stage in waiting) else {}
+    _refuse_leak(plan, [stage for stage in waiting if stage.weights])
     cases = prepare_rows(plan, plan.rows("train"), cache)
     median = _source_median(plan, cases)
     if median is not None:
         cases = [replace(case, gain=gain_to(median, case.source, case.foreground)) for case in cases]
     if fabric.is_global_zero:
         _describe(plan, run, cases, median)
+        facts = {"method": plan.common.method, "config_sha256": sha256(run / "config.toml")}
+        for stage in waiting:
+            if stage.weights is not None:
+                take_over(stage, run, given[stage.name], facts)
+                say(f"{stage.name}: weights of {stage.weights}")
     fabric.barrier()
-    stop, before, stages = _Stop(), Fitted(), plan.method.stages(plan.config, targets)
+    facts = {"method": plan.common.method, "config_sha256": sha256(run / "config.toml")}
+    stop, before, hashes = _Stop(), Fitted(), dict[str, str]()
     for stage in stages:
         folder = run / "stages" / stage.name
-        own = settings if stage.images is None else settings.model_copy(update={"images": stage.images})
         if not (folder / "weights.json").is_file():
+            own = _own_settings(stage, settings)
             statistics = stage.fit([_as_tensors(case) for case in cases], before)
             folder.mkdir(parents=True, exist_ok=True)
             say(forecast(stage, own, cases, targets, fabric, before | Fitted(statistics=statistics)))
@@ -95,11 +110,7 @@ def _train(
                 fabric,
                 before=before,
                 statistics=statistics,
-                facts={
-                    "method": plan.common.method,
-                    "stage": stage.name,
-                    "config_sha256": sha256(run / "config.toml"),
-                },
+                facts={**facts, "stage": stage.name, "before": dict(hashes)},
                 on_progress=on_progress,
                 stop=stop,
                 picture=picture,
@@ -107,7 +118,8 @@ def _train(
             if not finished:
                 return 128 + (stop.signal or signal.SIGTERM)  # another process was asked to leave
         if stage is not stages[-1]:
-            before = before | open_stage(stage, run, fabric.device)[0]
+            made, told = open_stage(stage, run, fabric.device)
+            before, hashes = before | made, {**hashes, stage.name: told["sha256"]}
     if fabric.is_global_zero and not (run / "done").is_file():
         _finish(plan, run, cache, cases, fabric.device)
         write_text(run / "done", "")
@@ -115,18 +127,37 @@ def _train(
     return 0
 
 
+def _own_settings(stage: Stage, settings: Train) -> Train:
+    """Give the settings of a stage: the run's, but for what it sets itself."""
+    own = {"images": stage.images, "learning_rate": stage.learning_rate}
+    return settings.model_copy(update={name: value for name, value in own.items() if value is not None})
+
+
+def _refuse_leak(plan: Plan, stages: Sequence[Stage]) -> None:
+    """Refuse weights that were trained on an image of somebody whom this run sets apart."""
+    if not stages:
+        return
+    apart = [row for part in ("test", "val", "calibration") for row in plan.rows(part)]
+    digests = {sha256(row.images[c]): row.images[c] for row in apart for c in row.images if c in _columns(plan)}
+    for stage in stages:
+        seen = digests.keys() & learned_from(stage)
+        if seen:
+            raise UserError(
+                f"{stage.weights} was trained on {digests[min(seen)]}, which this run sets apart",
+                "weights of a run with the same split",
+                f"change [split], or leave {stage.name}.weights out",
+            )
+
+
 def _fabric(settings: Train, device: str) -> Fabric:
-    accelerator = device_of(device).type
-    precision = settings.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if accelerator == "cuda" else "32-true"
+    place = device_of(device)
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     fabric = Fabric(
-        accelerator=accelerator,
+        accelerator=place.type,
         devices=local,
         num_nodes=world // local,
         strategy="ddp" if world > 1 else "auto",
-        precision=precision,
+        precision=precision_of(settings.precision, place),
     )
     fabric.launch()
     return fabric
@@ -266,7 +297,7 @@ def _picture(plan: Plan, case: Case, folder: Path, fitted: Fitted, images: int) 
 
 
 def _finish(plan: Plan, run: Path, cache: Path, cases: Sequence[Case], device: torch.device) -> None:
-    """Fit what later verbs need of the training and validation subjects: the floors, and the residual scale."""
+    """Fit what later verbs need: the floors, what training scans look like, and the residual scale."""
     target = plan.common.task.targets[0]
     pairs = (
         (
@@ -278,11 +309,13 @@ def _finish(plan: Plan, run: Path, cache: Path, cases: Sequence[Case], device: t
         if target in c.targets
     )
     write_json(run / "floors.json", fit_floors(pairs).to_json())
+    write_json(run / LIKENESS, Likeness.of_cases(cases).model_dump())
     held_out = prepare_rows(plan, plan.rows("val"), cache)
     if not held_out:
         write_json(run / "residual_scale.json", {"value": DEFAULT_RESIDUAL_SCALE, "origin": "default, no val subjects"})
         return
     model = Model.open(run, device=str(device))
+    note_ceiling(model, run, held_out, target)
     values = [_residual(model, case, target) for case in held_out if target in case.targets]
     facts = {"value": float(np.mean(values)), "origin": f"{len(values)} val subjects", "per_subject": values}
     write_json(run / "residual_scale.json", facts)

@@ -10,11 +10,11 @@ import torch
 from test_laws import BRIDGES, made, volume
 
 from scanbridge.errors import UserError
-from scanbridge.forecast import effort
 from scanbridge.methods.base import Quality, Request
-from scanbridge.methods.windows import Walk
+from scanbridge.methods.walks import Walk
 
 every_bridge = pytest.mark.parametrize("name", BRIDGES)
+every_windowed_bridge = pytest.mark.parametrize("name", [name for name in BRIDGES if made(name).windowed])
 
 
 def asked(walk: Walk, quality: Quality | None = None, **others: Any) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def test_what_is_named_wins_over_the_quality_and_one_call_over_both() -> None:
     assert asked(PRESET, "paper", calls=7, product="one-call") == {"calls": 1}
 
 
-@every_bridge
+@every_windowed_bridge
 @pytest.mark.parametrize(("calls", "stride", "ends"), [*product([1, 2, 6], [1, 2, 3], ["copy", "live"])])
 def test_a_forecast_of_calls_and_windows_is_what_is_made(name: str, calls: int, stride: int, ends: str) -> None:
     depth = 6
@@ -61,14 +61,15 @@ def test_a_forecast_of_calls_and_windows_is_what_is_made(name: str, calls: int, 
         tables = {"correction": correction} if name == "ct2mri" else {}
         walk = {"walk": "mean_path", "start": "source", "calls": calls, "stride": stride, "ends": ends}
         bridge = made(name, estimate=walk, **tables)
-        told, drawn = effort(bridge.config, Request("t1w", "s")), bridge.draw(source)
+        translator = bridge.module.translator(bridge.config, bridge.fitted)
+        told, drawn = translator.effort(Request("t1w", "s")), bridge.draw(source)
         assert told.calls == drawn.calls
         whole = drawn.calls if stride == 1 else told.passes
         assert depth * told.passes <= drawn.facts["windows"] <= depth * whole + 2 * drawn.calls
         assert drawn.facts["windows"] == depth * drawn.calls if stride == 1 else told.passes <= told.calls
 
 
-@every_bridge
+@every_windowed_bridge
 def test_thinned_windows_make_as_many_calls_and_a_last_one_of_all_windows(name: str) -> None:
     source = volume(3, (9, 8, 8))
     plain, thinned = (made(name, draw={"calls": 7, "stride": stride}).draw(source, product="draw") for stride in (1, 3))
@@ -79,7 +80,7 @@ def test_thinned_windows_make_as_many_calls_and_a_last_one_of_all_windows(name: 
     assert not torch.equal(plain.volumes, thinned.volumes)
 
 
-@every_bridge
+@every_windowed_bridge
 def test_thinned_draws_depend_on_their_number_alone(name: str) -> None:
     source = volume(3, (7, 8, 8))
     bridge = made(name, draw={"calls": 5, "stride": 3, "windows": 2})
@@ -89,7 +90,7 @@ def test_thinned_draws_depend_on_their_number_alone(name: str) -> None:
     torch.testing.assert_close(other.volumes, two, rtol=0, atol=2e-5)
 
 
-@every_bridge
+@every_windowed_bridge
 def test_a_stride_beyond_the_window_is_refused_before_any_call(name: str) -> None:
     told: list[int] = []
     with pytest.raises(UserError, match="stride = 4; expected 1 to 3"):

@@ -41,7 +41,7 @@ def encode(
     UserError
         For the velocity of a process without noise.
     """
-    weights = _head(kind, process, *process.coefficients(t.double()), residual_scale)
+    weights, _ = _head(kind, process, t, residual_scale)
     w_0, w_y, w_e = (expand(w, target) for w in weights)
     return w_0 * target + w_y * source + w_e * noise
 
@@ -63,55 +63,29 @@ def decode(
     UserError
         Where the head does not determine x_0: noise at a = 0, velocity for a process without noise.
     """
-    weights = _solution(kind, process, *process.coefficients(t.double()), residual_scale)
+    _, weights = _head(kind, process, t, residual_scale)
+    if kind == "noise" and not bool(weights[0].isfinite().all()):
+        raise UserError(
+            f"a network that predicts the noise cannot start {process.name} at t = 1",
+            "a signal in the state (a > 0)",
+            "predict 'target' or 'difference', or start at the last published step",
+        )
     w_o, w_x, w_y = (expand(w, output) for w in weights)
     return w_o * output + w_x * state + w_y * source
 
 
-def _head(kind: Prediction, process: Process, a: Tensor, b: Tensor, c: Tensor, sd: float) -> Coefficients:
-    """Give the weights of x_0, y and eps in what the network predicts."""
-    one, none = torch.ones_like(a), torch.zeros_like(a)
-    match kind:
-        case "target":
-            return one, none, none
-        case "noise":
-            return none, none, one
-        case "difference":  # x_t - x_0, BBDM's "grad"
-            return a - 1, b, c
-        case "shift":  # y - x_0
-            return -one, one, none
-        case "velocity":
-            theta = _angle(process, a, c, sd)
-            return -torch.cos(theta), none, sd * torch.sin(theta)
-
-
-def _solution(kind: Prediction, process: Process, a: Tensor, b: Tensor, c: Tensor, sd: float) -> Coefficients:
-    """Give the weights of output, state and source in x_0."""
-    one, none = torch.ones_like(a), torch.zeros_like(a)
-    match kind:
-        case "target":
-            return one, none, none
-        case "noise":
-            if bool((a == 0).any()):
-                raise UserError(
-                    f"a network that predicts the noise cannot start {process.name} at t = 1",
-                    "a signal in the state (a > 0)",
-                    "predict 'target' or 'difference', or start at the last published step",
-                )
-            return -c / a, 1 / a, -b / a
-        case "difference":
-            return -one, one, none
-        case "shift":
-            return -one, none, one
-        case "velocity":
-            theta = _angle(process, a, c, sd)
-            size = torch.hypot(c, sd * a).clamp(min=torch.finfo(a.dtype).tiny)  # 0 at the start of a bridge, with sin
-            trust = sd * torch.sin(theta) / size
-            return -torch.cos(theta), trust, -trust * b
-
-
-def _angle(process: Process, a: Tensor, c: Tensor, sd: float) -> Tensor:
-    """Give theta = arctan(sd kappa): 0 where the state says nothing of x_0, pi / 2 where it says all."""
-    if process.noiseless:
+def _head(kind: Prediction, process: Process, t: Tensor, sd: float) -> tuple[Coefficients, Coefficients]:
+    """Give the weights of x_0, y and eps in what the network predicts, and of output, state and source in x_0."""
+    if kind == "velocity" and process.noiseless:
         raise UserError(f"'velocity' is not defined for {process.name}", "a process with noise", "predict 'target'")
-    return torch.atan2(sd * a, c)
+    a, b, c = process.coefficients(t.double())
+    one, none, size = torch.ones_like(a), torch.zeros_like(a), torch.hypot(c, sd * a)
+    cos, sin = (f(torch.atan2(sd * a, c)) for f in (torch.cos, torch.sin))  # theta = 0 at the start of a bridge
+    trust = sd * sin / size.clamp(min=torch.finfo(size.dtype).tiny)
+    return {
+        "target": ((one, none, none), (one, none, none)),
+        "noise": ((none, none, one), (-c / a, 1 / a, -b / a)),
+        "difference": ((a - 1, b, c), (-one, one, none)),  # x_t - x_0, BBDM's "grad"
+        "shift": ((-one, one, none), (-one, none, one)),  # y - x_0
+        "velocity": ((-cos, none, sd * sin), (-cos, trust, -trust * b)),
+    }[kind]

@@ -4,4 +4,5 @@ METHODS: dict[str, str] = {
     "regression": "scanbridge.methods.regression",
     "bbdm": "scanbridge.methods.bbdm",
     "ct2mri": "scanbridge.methods.ct2mri",
+    "rlbcd": "scanbridge.methods.rlbcd",
 }

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -50,12 +51,15 @@ class Batch:
         1 where a target is known, by name: inside its field of view, on slices that exist.
     case
         Index (B,) of each item's case among the training cases, for per-case statistics.
+    progress
+        Share of the stage's training that is done, in [0, 1].
     """
 
     source: Tensor
     targets: Mapping[str, Tensor]
     valid: Mapping[str, Tensor]
     case: Tensor
+    progress: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,12 @@ class Stage:
         ``(fitted, batch, noise) -> (loss, numbers to log)``; `fitted` holds the earlier stages too, frozen.
     fit
         ``(cases, earlier stages) -> statistics`` over the training cases, before training, kept with the weights.
-    images
-        How many it is trained on, where that is not the run's own number.
+    images, learning_rate
+        Of this training, where they are not the run's own.
+    about
+        JSON values that say what the networks are, kept with the weights: weights of another run must say the same.
+    weights
+        Folder of this stage in another run: its weights are taken, and nothing is trained.
     """
 
     name: str
@@ -105,50 +113,101 @@ class Stage:
     loss: Callable[[Fitted, Batch, ItemNoise], tuple[Tensor, dict[str, float]]]
     fit: Callable[[Sequence[TrainingCase], Fitted], Statistics] = lambda cases, before: {}  # noqa: ARG005  (most have none)
     images: int | None = None
+    learning_rate: float | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+    weights: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What may be asked of a walk; None leaves a choice to the run's own default.
+
+    `quality` names a walk: draft is one call, normal the run's own, paper the published one; the others win over it.
+    """
+
+    quality: Quality | None = None
+    calls: int | None = None
+    order: Literal[1, 2] | None = None
+    grid: str | None = None
+    eta: float | None = None
+    temperature: float | None = None
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a user asks of a translation; None leaves a choice to the run's own default.
+class Request(Asked):
+    """What a method is asked for: a product, and what a user wants of its walk.
 
-    `style` is a named choice, a reference volume (1, D, H, W) in [-1, 1], or a style key (3, n_bins). `quality` names a
-    walk: one call, the run's own, or the published one; `calls`, `order`, `grid`, `eta`, `temperature` win over it.
+    `style` is a named choice, a reference volume (1, D, H, W) in [-1, 1], or a style key (3, n_bins).
+    Draws are independent by their number: of `samples` of them all are made, or number `draw` (0-based) alone.
     """
 
     target: str
     subject: str
     product: Product = "estimate"
     samples: int = 1
+    draw: int | None = None
     seed: int = 0
-    calls: int | None = None
-    order: Literal[1, 2] | None = None
-    grid: str | None = None
-    eta: float | None = None
-    temperature: float | None = None
     residual_scale: float | None = None
     style: str | Tensor | None = None
-    quality: Quality | None = None
     on_call: Callable[[int, int], None] | None = None
+
+    @property
+    def draws(self) -> range:
+        """The numbers of the draws to make."""
+        return range(self.samples) if self.draw is None else range(self.draw, self.draw + 1)
 
 
 @dataclass(frozen=True)
 class Draws:
     """What a translator gives: volumes (K, D, H, W) in [-1, 1], a raw uncertainty (D, H, W), and how it was made.
 
-    `uncertainty` is a standard deviation in the same scale, a ranking and not a promise.
+    `uncertainty` is a standard deviation in the same scale, a ranking and not a promise; `signals` are more rankings
+    (D, H, W) by name, 0 or more and high = unsure, where a method has its own.
     """
 
     volumes: Tensor
     uncertainty: Tensor
     calls: int
     facts: dict[str, Any] = field(default_factory=dict)
+    signals: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Translator(Protocol):
     """Draws target volumes for a source volume (1, D, H, W) in [-1, 1]."""
 
     def draw(self, source: Tensor, request: Request) -> Draws:
-        """Give `request.samples` volumes of one product."""
+        """Give a volume of one product for each of `request.draws`."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What one volume of one product costs.
+
+    Parameters
+    ----------
+    asked, nodes
+        Network calls that were asked of the walk, and those that its grid has: nodes that fall together are merged.
+    calls
+        Network calls made: those of the grid and those of the corrector.
+    passes
+        Work in volumes whose every window is run once; less than `calls` where windows are thinned.
+    batch
+        Slices that the network takes in one go, which a pass is timed with.
+    """
+
+    asked: int = 1
+    nodes: int = 1
+    calls: int = 1
+    passes: float = 1.0
+    batch: int = 1
+
+
+@runtime_checkable
+class Foreseeable(Protocol):
+    """A translator that can say beforehand what it will do; one that cannot is translated with all the same."""
+
+    def effort(self, request: Request) -> Effort:
+        """Give what one volume of the request's product costs."""
 
 
 def load_method(name: str) -> ModuleType:

@@ -15,15 +15,15 @@ from pydantic import Field
 from torch import Tensor
 
 from scanbridge.bridge.noise import ItemNoise
-from scanbridge.methods.base import Batch, Draws, Fitted, Item, Request, Stage, Translator
+from scanbridge.methods.base import Batch, Draws, Effort, Fitted, Item, Request, Stage, Translator
+from scanbridge.methods.walks import Bridge, Walk
 from scanbridge.methods.windows import (
-    Bridge,
     Network,
-    Walk,
     WindowNet,
     bridge_denoiser,
     bridge_loss,
     draw_volumes,
+    effort_of,
     one_target,
 )
 from scanbridge.strict import Strict
@@ -68,5 +68,9 @@ def translator(config: Config, fitted: Fitted) -> Translator:
         def draw(self, source: Tensor, request: Request) -> Draws:
             settings = config.draw if request.product == "draw" else config.estimate
             return draw_volumes(denoise, config.bridge, settings, config.radius, source, request)
+
+        def effort(self, request: Request) -> Effort:
+            settings = config.draw if request.product == "draw" else config.estimate
+            return effort_of(config.bridge, settings, request)
 
     return _Bridge()

@@ -24,6 +24,7 @@ from scanbridge.errors import UserError, nearest
 from scanbridge.methods.base import (
     Batch,
     Draws,
+    Effort,
     Fitted,
     Item,
     Request,
@@ -32,14 +33,14 @@ from scanbridge.methods.base import (
     TrainingCase,
     Translator,
 )
+from scanbridge.methods.walks import Bridge, Walk
 from scanbridge.methods.windows import (
-    Bridge,
     Network,
-    Walk,
     WindowNet,
     bridge_denoiser,
     bridge_loss,
     draw_volumes,
+    effort_of,
     one_target,
 )
 from scanbridge.strict import Strict
@@ -169,6 +170,12 @@ def translator(config: Config, fitted: Fitted) -> Translator:
             )
             draws.facts["corrector_capped"] = sum(c.capped for c in correctors)
             return draws
+
+        def effort(self, request: Request) -> Effort:
+            settings = config.draw if request.product == "draw" else config.estimate
+            corrections, reuse = config.correction.corrections, config.correction.reuse
+            moves = 0 if request.product == "one-call" else max(0, corrections - int(reuse))
+            return effort_of(config.bridge, settings, request, moves=moves)
 
     return _CT2MRI()
 

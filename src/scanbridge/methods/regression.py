@@ -15,7 +15,7 @@ from torch import Tensor
 from scanbridge.bridge.noise import ItemNoise
 from scanbridge.bridge.volume import Lift, Windows
 from scanbridge.errors import UserError
-from scanbridge.methods.base import Batch, Draws, Fitted, Item, Request, Stage, Translator
+from scanbridge.methods.base import Batch, Draws, Effort, Fitted, Item, Request, Stage, Translator
 from scanbridge.methods.windows import Network, WindowNet, masked_loss, one_target
 from scanbridge.strict import Strict
 
@@ -67,5 +67,8 @@ def translator(config: Config, fitted: Fitted) -> Translator:
                 request.on_call(1, 1)
             assert lifted.disagreement is not None  # noqa: S101  (a call was just made)
             return Draws(estimate, lifted.disagreement[0], calls=1)
+
+        def effort(self, request: Request) -> Effort:  # noqa: ARG002  (one call, whatever is asked)
+            return Effort(batch=config.windows)
 
     return _Regression()

@@ -4,30 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name that the field knows)
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from scanbridge.bridge import process as processes
 from scanbridge.bridge.noise import ItemNoise, NoiseSource
 from scanbridge.bridge.parametrize import decode, encode
-from scanbridge.bridge.process import Process, as_time
-from scanbridge.bridge.sample import (
-    DEFAULT_RESIDUAL_SCALE,
-    Corrector,
-    Grid,
-    Start,
-    residual_variance,
-    snap,
-    time_grid,
-    walk,
-)
+from scanbridge.bridge.process import as_time
+from scanbridge.bridge.sample import DEFAULT_RESIDUAL_SCALE, Corrector
 from scanbridge.bridge.volume import Lift, Overlap, Windows
-from scanbridge.errors import UserError, nearest
-from scanbridge.methods.base import Draws, Request
+from scanbridge.errors import UserError
+from scanbridge.methods.base import Draws, Effort, Request
+from scanbridge.methods.walks import Bridge, Walk, draw_times, embedded_time
 from scanbridge.nets.unet import UNet, UNetConfig
 from scanbridge.strict import Strict
 
@@ -35,8 +26,6 @@ Denoise = Callable[[Tensor, Tensor, float], Tensor]
 """``(state, source, t) -> x_0`` for windows (B, 1, d, H, W)."""
 
 BACKGROUND = -1.0
-PUBLISHED_CALLS = 100
-"""Of CT2MRI's and BBDM's walk, where the run's own is not on the published grid already."""
 
 
 class Network(Strict):
@@ -54,80 +43,26 @@ class Network(Strict):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     init: Literal["default", "published"] = "default"
 
-
-class Bridge(Strict):
-    """The Brownian bridge and what is learned of it."""
-
-    s: float = Field(default=1.0, gt=0, description="variance scale")
-    predict: Literal["target", "noise", "difference", "shift"] = "target"
-    loss: Literal["l1", "l2"] = "l2"
-    times: Literal["continuous", "published"] = "continuous"
-    at_source: float = Field(default=0.5, ge=0, le=1, description="share of the items at t = 1, continuous times only")
-
-    def process(self) -> Process:
-        """Give the process."""
-        return processes.brownian_bridge(self.s)
-
-
-class Walk(Strict):
-    """How a product is computed."""
-
-    walk: Literal["marginals", "mean_path"] = "marginals"
-    calls: int = Field(default=8, gt=0)
-    grid: Grid = "theta"
-    order: Literal[1, 2] = 1
-    eta: float = Field(default=0.0, ge=0, le=1)
-    temperature: float = Field(default=1.0, ge=0)
-    variance: Literal["none", "residual"] = Field(
-        default="none", description="what the posterior mean loses, added as noise: sd^2 / (1 + kappa^2 sd^2)"
-    )
-    start: Start = "prior"
-    ends: Literal["copy", "live"] = "copy"
-    stride: int = Field(
-        default=1, gt=0, description="slices from window to window, up to 2 N + 1; the last call takes all windows"
-    )
-    windows: int = Field(default=8, gt=0, description="windows per network call")
-
-    def asked(self, request: Request) -> Walk:
-        """Give this walk with what the user asked for: a quality, and what is named beside it, which wins."""
-        asked = {name: getattr(request, name) for name in ("calls", "grid", "order", "eta", "temperature")}
-        changes = {name: value for name, value in asked.items() if value is not None}
-        if request.product == "one-call":
-            changes |= self._one_call
-        elif request.quality == "draft":
-            changes = self._one_call | changes
-        elif request.quality == "paper":
-            changes = self._published | changes
-        try:
-            return self.model_validate({**self.model_dump(), **changes})
-        except ValidationError as error:
-            wrong = error.errors()[0]
-            key, value = str(wrong["loc"][0]), wrong["input"]
-            hint = nearest(str(value), get_args(Grid)) if key == "grid" else ""
-            raise UserError(f"{key} = {value}", wrong["msg"].removeprefix("Input should be "), hint) from None
-
-    @property
-    def _one_call(self) -> dict[str, Any]:
-        grid = "published" if self.grid == "published" else "linear"
-        return {"calls": 1, "grid": grid, "order": 1, "variance": "none"}
-
-    @property
-    def _published(self) -> dict[str, Any]:
-        """The walk of CT2MRI's and BBDM's released code; its corrector, if any, is a table of its own."""
-        own = self.walk == "mean_path" and self.grid == "published"
-        plain = {"order": 1, "eta": 0.0, "variance": "none", "start": "source", "stride": 1}
-        return {**plain, "walk": "mean_path", "grid": "published", "calls": self.calls if own else PUBLISHED_CALLS}
-
-    @property
-    def spreads(self) -> bool:
-        """Whether two draws differ."""
-        return self.walk == "marginals" and (self.temperature > 0 or self.eta > 0 or self.variance != "none")
-
-    def times(self, bridge: Bridge, residual_scale: float) -> Tensor:
-        """Give where the network is called, falling, then 0; nodes that fall together are merged."""
-        process = bridge.process()
-        times = time_grid(process, self.calls, grid=self.grid, residual_scale=residual_scale)
-        return snap(times, process.steps) if bridge.times == "published" and process.steps is not None else times
+    def unet(self, in_channels: int, out_channels: int, *, time: bool = True, tokens: int = 0) -> UNetConfig:
+        """Give the shape of a 2D U-Net between so many channels."""
+        return UNetConfig(
+            dims=2,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            channels=self.channels,
+            multipliers=tuple(self.multipliers),
+            blocks=self.blocks if isinstance(self.blocks, int) else tuple(self.blocks),
+            skips=self.skips,
+            groups=self.groups,
+            attention=tuple(self.attention),
+            middle=self.middle,
+            head_channels=self.head_channels,
+            dropout=self.dropout,
+            resample=self.resample,
+            token_channels=tokens,
+            time=time,
+            init=self.init,
+        )
 
 
 class WindowNet(nn.Module):
@@ -147,26 +82,8 @@ class WindowNet(nn.Module):
 
     def __init__(self, settings: Network, width: int, *, state: bool, tokens: int = 0) -> None:
         super().__init__()
-        self.net = UNet(
-            UNetConfig(
-                dims=2,
-                in_channels=width * (2 if state else 1),
-                out_channels=width,
-                channels=settings.channels,
-                multipliers=tuple(settings.multipliers),
-                blocks=settings.blocks if isinstance(settings.blocks, int) else tuple(settings.blocks),
-                skips=settings.skips,
-                groups=settings.groups,
-                attention=tuple(settings.attention),
-                middle=settings.middle,
-                head_channels=settings.head_channels,
-                dropout=settings.dropout,
-                resample=settings.resample,
-                token_channels=tokens,
-                time=state,
-                init=settings.init,
-            )
-        )
+        images = 2 if state else 1
+        self.net = UNet(settings.unet(width * images, width, time=state, tokens=tokens))
 
     def forward(self, state: Tensor | None, source: Tensor, t: Tensor | None, tokens: Tensor | None = None) -> Tensor:
         """Give the network's output for windows (B, 1, d, H, W); `t` (B,) is the time as the embedding takes it."""
@@ -189,24 +106,6 @@ def masked_loss(output: Tensor, label: Tensor, valid: Tensor, kind: Literal["l1"
     error = (output - label).abs() if kind == "l1" else (output - label) ** 2
     axes = tuple(range(1, error.ndim))
     return ((error * valid).sum(axes) / valid.sum(axes).clamp(min=1)).mean()
-
-
-def embedded_time(settings: Bridge, t: Tensor) -> Tensor:
-    """Give times (B,) as the embedding takes them: 0 .. 999, the step's index where steps are published."""
-    steps = settings.process().steps
-    if settings.times == "published" and steps is not None:
-        return (t - steps[0].to(t)) / (steps[-1] - steps[0]).to(t) * (len(steps) - 1)
-    return 999 * t
-
-
-def draw_times(settings: Bridge, noise: ItemNoise) -> Tensor:
-    """Draw training times (B,), float64: published steps uniformly, or (0, 1] with a share at t = 1."""
-    u = noise.uniform()
-    steps = settings.process().steps
-    if settings.times == "published" and steps is not None:
-        return steps.to(u)[(u * len(steps)).long()]
-    share = settings.at_source
-    return torch.where(u < share, torch.ones_like(u), 1 - (u - share) / max(1 - share, 1e-12))
 
 
 def bridge_loss(
@@ -270,35 +169,21 @@ def draw_volumes(
         Average overlapping windows at every call; else every window walks by itself and gives its centre slice.
     """
     settings = settings.asked(request)
-    if request.samples > 1 and not settings.spreads:
-        raise UserError(
-            f"{request.samples} samples of a walk without spread would all be equal",
-            "a walk with noise",
-            "ask for one sample, or set draw.walk to 'marginals' and draw.temperature above 0",
-        )
-    process = bridge.process()
+    settings.refuse_equal(request)
     residual_scale = request.residual_scale or DEFAULT_RESIDUAL_SCALE
     times = settings.times(bridge, residual_scale)
-    on_call = request.on_call
     tally = _Tally(denoise)
     made = []
-    for k in range(request.samples):
+    for k in request.draws:
         form = (_Aligned if coprediction else _Separate)(tally.windows, settings, radius, source, float(times[-2]))
-        state = walk(
+        state = settings.take(
             tally.calls(form.denoise),
-            process,
+            bridge,
             form.source,
-            times,
             partial(form.noise, NoiseSource(request.seed, request.subject, draw=k)),
-            path="mean" if settings.walk == "mean_path" else "marginals",
-            order=settings.order,
-            eta=settings.eta,
-            temperature=settings.temperature,
-            start=settings.start,
             residual_scale=residual_scale,
-            variance=residual_variance(process, residual_scale) if settings.variance == "residual" else None,
             corrector=None if corrector is None else corrector(form.source),
-            on_step=None if on_call is None else lambda step: on_call(step.call, step.calls),
+            on_call=request.on_call,
         )
         volume, disagreement = form.finish(state)
         made.append(volume)
@@ -307,14 +192,24 @@ def draw_volumes(
         "walk": settings.model_dump(),
         "quality": request.quality,
         "times": times.tolist(),
-        "windows": tally.n_windows // request.samples,
+        "windows": tally.n_windows // len(made),
     }
     return Draws(
         volumes,
-        volumes.std(dim=0) if request.samples > 1 else disagreement,
-        tally.n_calls // request.samples,
+        volumes.std(dim=0) if len(made) > 1 else disagreement,
+        tally.n_calls // len(made),
         facts,
     )
+
+
+def effort_of(bridge: Bridge, settings: Walk, request: Request, *, moves: int = 0) -> Effort:
+    """Give what a volume of `draw_volumes` costs; `moves` is the corrector's calls at every time but the first."""
+    settings = settings.asked(request)
+    nodes = len(settings.times(bridge, request.residual_scale or DEFAULT_RESIDUAL_SCALE)) - 1
+    calls = 1 + (nodes - 1) * (1 + moves)
+    at_last = 1 + moves if nodes > 1 else 1
+    passes = (calls - at_last) / settings.stride + at_last
+    return Effort(settings.calls, nodes, calls, passes, settings.windows)
 
 
 class _Aligned:

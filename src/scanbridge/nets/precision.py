@@ -1,4 +1,4 @@
-"""The precision that networks compute in. What they are given and give, and all that a walk does with it, is float32."""
+"""The precision that networks compute in. What they take and give, and all that a walk does with it, is float32."""
 
 from __future__ import annotations
 

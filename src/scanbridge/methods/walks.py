@@ -1,0 +1,153 @@
+"""What the methods that walk a bridge share: the bridge's settings, the walk's, and when training looks at it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from pydantic import Field, ValidationError
+from torch import Tensor
+
+from scanbridge.bridge import process as processes
+from scanbridge.bridge.noise import ItemNoise
+from scanbridge.bridge.process import Process
+from scanbridge.bridge.sample import Corrector, Grid, Start, residual_variance, snap, time_grid, walk
+from scanbridge.errors import UserError, nearest
+from scanbridge.methods.base import Request
+from scanbridge.strict import Strict
+
+PUBLISHED_CALLS = 100
+"""Of CT2MRI's and BBDM's walk, where the run's own is not on the published grid already."""
+
+
+class Bridge(Strict):
+    """The Brownian bridge and what is learned of it."""
+
+    s: float = Field(default=1.0, gt=0, description="variance scale")
+    predict: Literal["target", "noise", "difference", "shift"] = "target"
+    loss: Literal["l1", "l2"] = "l2"
+    times: Literal["continuous", "published"] = "continuous"
+    at_source: float = Field(default=0.5, ge=0, le=1, description="share of the items at t = 1, continuous times only")
+
+    def process(self) -> Process:
+        """Give the process."""
+        return processes.brownian_bridge(self.s)
+
+
+class Walk(Strict):
+    """How a product is computed."""
+
+    walk: Literal["marginals", "mean_path"] = "marginals"
+    calls: int = Field(default=8, gt=0)
+    grid: Grid = "theta"
+    order: Literal[1, 2] = 1
+    eta: float = Field(default=0.0, ge=0, le=1)
+    temperature: float = Field(default=1.0, ge=0)
+    variance: Literal["none", "residual"] = Field(
+        default="none", description="what the posterior mean loses, added as noise: sd^2 / (1 + kappa^2 sd^2)"
+    )
+    start: Start = "prior"
+    ends: Literal["copy", "live"] = "copy"
+    stride: int = Field(
+        default=1, gt=0, description="slices from window to window, up to 2 N + 1; the last call takes all windows"
+    )
+    windows: int = Field(default=8, gt=0, description="windows per network call")
+
+    def asked(self, request: Request) -> Walk:
+        """Give this walk with what the user asked for: a quality, and what is named beside it, which wins."""
+        asked = {name: getattr(request, name) for name in ("calls", "grid", "order", "eta", "temperature")}
+        changes = {name: value for name, value in asked.items() if value is not None}
+        if request.product == "one-call":
+            changes |= self._one_call
+        elif request.quality == "draft":
+            changes = self._one_call | changes
+        elif request.quality == "paper":
+            changes = self._published | changes
+        try:
+            return self.model_validate({**self.model_dump(), **changes})
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            key, value = str(wrong["loc"][0]), wrong["input"]
+            hint = nearest(str(value), get_args(Grid)) if key == "grid" else ""
+            raise UserError(f"{key} = {value}", wrong["msg"].removeprefix("Input should be "), hint) from None
+
+    @property
+    def _one_call(self) -> dict[str, Any]:
+        grid = "published" if self.grid == "published" else "linear"
+        return {"calls": 1, "grid": grid, "order": 1, "variance": "none"}
+
+    @property
+    def _published(self) -> dict[str, Any]:
+        """The walk of CT2MRI's and BBDM's released code; its corrector, if any, is a table of its own."""
+        own = self.walk == "mean_path" and self.grid == "published"
+        plain = {"order": 1, "eta": 0.0, "variance": "none", "start": "source", "stride": 1}
+        return {**plain, "walk": "mean_path", "grid": "published", "calls": self.calls if own else PUBLISHED_CALLS}
+
+    @property
+    def spreads(self) -> bool:
+        """Whether two draws differ."""
+        return self.walk == "marginals" and (self.temperature > 0 or self.eta > 0 or self.variance != "none")
+
+    def times(self, bridge: Bridge, residual_scale: float) -> Tensor:
+        """Give where the network is called, falling, then 0; nodes that fall together are merged."""
+        process = bridge.process()
+        times = time_grid(process, self.calls, grid=self.grid, residual_scale=residual_scale)
+        return snap(times, process.steps) if bridge.times == "published" and process.steps is not None else times
+
+    def refuse_equal(self, request: Request) -> None:
+        """Refuse several draws of a walk that gives one volume only."""
+        if request.samples > 1 and not self.spreads:
+            raise UserError(
+                f"{request.samples} samples of a walk without spread would all be equal",
+                "a walk with noise",
+                "ask for one sample, or set draw.walk to 'marginals' and draw.temperature above 0",
+            )
+
+    def take(
+        self,
+        denoise: Callable[[Tensor, float], Tensor],
+        bridge: Bridge,
+        source: Tensor,
+        noise: Callable[[int], Tensor],
+        *,
+        residual_scale: float,
+        corrector: Corrector | None = None,
+        on_call: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Walk from `source`, of any shape, to the estimate of x_0; the arguments are those of `bridge.sample.walk`."""
+        process = bridge.process()
+        return walk(
+            denoise,
+            process,
+            source,
+            self.times(bridge, residual_scale),
+            noise,
+            path="mean" if self.walk == "mean_path" else "marginals",
+            order=self.order,
+            eta=self.eta,
+            temperature=self.temperature,
+            start=self.start,
+            residual_scale=residual_scale,
+            variance=residual_variance(process, residual_scale) if self.variance == "residual" else None,
+            corrector=corrector,
+            on_step=None if on_call is None else lambda step: on_call(step.call, step.calls),
+        )
+
+
+def embedded_time(settings: Bridge, t: Tensor) -> Tensor:
+    """Give times (B,) as the embedding takes them: 0 .. 999, the step's index where steps are published."""
+    steps = settings.process().steps
+    if settings.times == "published" and steps is not None:
+        return (t - steps[0].to(t)) / (steps[-1] - steps[0]).to(t) * (len(steps) - 1)
+    return 999 * t
+
+
+def draw_times(settings: Bridge, noise: ItemNoise) -> Tensor:
+    """Draw training times (B,), float64: published steps uniformly, or (0, 1] with a share at t = 1."""
+    u = noise.uniform()
+    steps = settings.process().steps
+    if settings.times == "published" and steps is not None:
+        return steps.to(u)[(u * len(steps)).long()]
+    share = settings.at_source
+    return torch.where(u < share, torch.ones_like(u), 1 - (u - share) / max(1 - share, 1e-12))
