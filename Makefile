@@ -27,7 +27,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install $(TORCH_FROM) -c constraints.txt torch
-	$(BIN)/python -m pip install -c constraints.txt -e '.[demo,dev,docs]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[demo,dev,docs,monai]'
 	@touch $@
 
 # Eight simulated people, six to learn from and two to be judged on: what a user does with a cohort of their own.

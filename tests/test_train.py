@@ -197,7 +197,7 @@ def test_weights_that_blew_up_are_not_kept(cohort, tmp_path):
 
 
 def test_two_processes_train_the_weights_of_one(cohort, tmp_path):
-    settings = ("train.picture_every=8", "train.weight_decay=0.0")
+    settings = ("train.picture_every=8", "train.weight_decay=0.0", 'train.precision="32-true"')
     done(scanbridge(*training(cohort, tmp_path / "one", *settings)))
     pair(training(cohort, tmp_path / "two", *settings), tmp_path, [0, 0])
     one, two = (load_file(newest(tmp_path / name).with_suffix(".safetensors")) for name in ("one", "two"))

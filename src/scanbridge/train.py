@@ -85,13 +85,11 @@ def _train(
         cases = [replace(case, gain=gain_to(median, case.source, case.foreground)) for case in cases]
     if fabric.is_global_zero:
         _describe(plan, run, cases, median)
-        facts = {"method": plan.common.method, "config_sha256": sha256(run / "config.toml")}
         for stage in waiting:
             if stage.weights is not None:
-                take_over(stage, run, given[stage.name], facts)
+                take_over(stage, run, given[stage.name], _origin(plan, run))
                 say(f"{stage.name}: weights of {stage.weights}")
     fabric.barrier()
-    facts = {"method": plan.common.method, "config_sha256": sha256(run / "config.toml")}
     stop, before, hashes = _Stop(), Fitted(), dict[str, str]()
     for stage in stages:
         folder = run / "stages" / stage.name
@@ -110,7 +108,7 @@ def _train(
                 fabric,
                 before=before,
                 statistics=statistics,
-                facts={**facts, "stage": stage.name, "before": dict(hashes)},
+                facts={**_origin(plan, run), "stage": stage.name, "before": dict(hashes)},
                 on_progress=on_progress,
                 stop=stop,
                 picture=picture,
@@ -125,6 +123,11 @@ def _train(
         write_text(run / "done", "")
     fabric.barrier()
     return 0
+
+
+def _origin(plan: Plan, run: Path) -> dict[str, Any]:
+    """Give what ties weights to a run: they open with its configuration alone."""
+    return {"method": plan.common.method, "config_sha256": sha256(run / "config.toml")}
 
 
 def _own_settings(stage: Stage, settings: Train) -> Train:
