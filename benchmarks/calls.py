@@ -46,46 +46,47 @@ from scanbridge.plan import plan_run, prepare_rows
 
 CALLS = (1, 2, 4, 8, 16, 50, 100)
 REFERENCE = 200
-MOST_FOR_SPREAD = 16
+FEW = 16
 """Calls; above it one draw is made, and no spread is measured."""
 FLOP_SLICES = 4
 
 
 class Row(NamedTuple):
-    """A product, and what its table says."""
+    """A product, what its table says, and the most calls that it is measured at: where more tell nothing new, few."""
 
     product: Product
     settings: dict[str, Any]
+    most: int = max(CALLS)
 
 
-def mean_path(grid: str, stride: int = 1) -> Row:
+def mean_path(grid: str, stride: int = 1, most: int = max(CALLS)) -> Row:
     """Give an estimate's row."""
-    return Row("estimate", {"walk": "mean_path", "start": "source", "grid": grid, "stride": stride})
+    return Row("estimate", {"walk": "mean_path", "start": "source", "grid": grid, "stride": stride}, most)
 
 
-def draw(grid: str, order: int, variance: str = "none", stride: int = 1) -> Row:
+def draw(grid: str, order: int, variance: str = "none", stride: int = 1, most: int = max(CALLS)) -> Row:
     """Give a draw's row."""
     walk = {"walk": "marginals", "start": "prior", "temperature": 1.0}
-    return Row("draw", walk | {"grid": grid, "order": order, "variance": variance, "stride": stride})
+    return Row("draw", walk | {"grid": grid, "order": order, "variance": variance, "stride": stride}, most)
 
 
 ROWS = {
     "one call": Row("one-call", {}),
     "mean_path, published": mean_path("published"),
     "mean_path, linear": mean_path("linear"),
-    "mean_path, linear, stride 3": mean_path("linear", stride=3),
-    "mean_path, quadratic": mean_path("quadratic"),
-    "mean_path, lambda": mean_path("lambda"),
+    "mean_path, linear, stride 3": mean_path("linear", stride=3, most=FEW),
+    "mean_path, quadratic": mean_path("quadratic", most=FEW),
+    "mean_path, lambda": mean_path("lambda", most=FEW),
     "mean_path, theta": mean_path("theta"),
-    "mean_path, theta, stride 3": mean_path("theta", stride=3),
+    "mean_path, theta, stride 3": mean_path("theta", stride=3, most=FEW),
     "order 1, linear": draw("linear", 1),
-    "order 1, quadratic": draw("quadratic", 1),
-    "order 1, lambda": draw("lambda", 1),
+    "order 1, quadratic": draw("quadratic", 1, most=FEW),
+    "order 1, lambda": draw("lambda", 1, most=FEW),
     "order 1, theta": draw("theta", 1),
-    "order 1, theta, stride 3": draw("theta", 1, stride=3),
+    "order 1, theta, stride 3": draw("theta", 1, stride=3, most=FEW),
     "order 2, theta": draw("theta", 2),
-    "order 2, theta, stride 3": draw("theta", 2, stride=3),
-    "order 2, theta, variance": draw("theta", 2, "residual"),
+    "order 2, theta, stride 3": draw("theta", 2, stride=3, most=FEW),
+    "order 2, theta, variance": draw("theta", 2, "residual", most=FEW),
 }
 REFERENCES = {"estimate": mean_path("theta"), "draw": draw("theta", 1)}
 KEY = ["task", "run", "slices", "fold", "subject", "row", "asked"]
@@ -144,7 +145,7 @@ def measured(asked: argparse.Namespace) -> Iterator[list[dict[str, object]]]:
                     slab.references[product] = made(opened(run, row), slab, row.product, REFERENCE)[0][0]
             for name in asked.rows:
                 row = ROWS[name]
-                calls = (1,) if row.product == "one-call" else asked.calls
+                calls = (1,) if row.product == "one-call" else [n for n in asked.calls if n <= row.most]
                 model = opened(run, row)
                 yield [key | {"row": name, "asked": n} | measure(model, slab, row, n) for n in calls]
                 print(f"{key['fold']}/{run.name}: {case.name}: {name}", flush=True)
@@ -192,7 +193,7 @@ def measure(model: Model, slab: Slab, row: Row, calls: int) -> dict[str, object]
     """Measure one row at one number of calls on one subject."""
     scale, body = model.scales[slab.target], slab.body
     size = 1.0 if scale.unit == "1" else scale.range
-    samples = 2 if row.product == "draw" and calls <= MOST_FOR_SPREAD else 1
+    samples = 2 if row.product == "draw" and calls <= FEW else 1
     values, draws, seconds = made(model, slab, row.product, calls, samples)
     estimate, windows = values[0], int(draws.facts["windows"])
     error = estimate - slab.truth
