@@ -108,7 +108,7 @@ class Config(Strict):
     condition: Literal["concat", "none"] = Field(
         default="concat", description="whether the networks see the source's latent beside the state; the paper: no"
     )
-    residual_scale: float = Field(default=0.5, gt=0, description="sd of x_0 - D(y, 1) in normalised latents")
+    residual_scale: float = Field(default=0.8, gt=0, description="sd of x_0 - D(y, 1) in normalised latents")
     autoencoder: FirstStage = FirstStage()
     consistency: Consistency = Consistency()
     network: Network = Network()
