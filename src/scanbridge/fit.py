@@ -320,7 +320,8 @@ def forecast(
     for _ in range(2):
         start = time.monotonic()
         batch = to_batch(items.batch(numbers), fabric.device, progress=1.0)
-        loss, _ = stage.loss(fitted, batch, ItemNoise([stable_seed("probe", n) for n in numbers], fabric.device))
+        with fabric.autocast():
+            loss, _ = stage.loss(fitted, batch, ItemNoise([stable_seed("probe", n) for n in numbers], fabric.device))
         loss.backward()  # type: ignore[no-untyped-call]
         seconds.append(time.monotonic() - start)
     left = settings.images * min(seconds) / len(numbers) / fabric.world_size

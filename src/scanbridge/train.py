@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -153,6 +154,7 @@ def _refuse_leak(plan: Plan, stages: Sequence[Stage]) -> None:
 
 
 def _fabric(settings: Train, device: str) -> Fabric:
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its remarks would break the progress bar
     place = device_of(device)
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     fabric = Fabric(
