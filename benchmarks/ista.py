@@ -27,7 +27,8 @@ from torch import Tensor
 from machine import machine
 from scanbridge.bridge.sample import time_grid, walk
 from scanbridge.bridge.volume import Lift, Windows
-from scanbridge.data.box import box_of
+from scanbridge.data.box import box_of, take, widened
+from scanbridge.data.intensity import amplified, gain_to
 from scanbridge.files import write_json, write_text
 from scanbridge.methods.base import Request
 from scanbridge.methods.ct2mri import langevin, style_tokens
@@ -71,9 +72,13 @@ def main() -> None:
     model = Model.open(asked.run)
     target = model.common.task.targets[0]
     box = box_of(case.foreground)
-    y = torch.from_numpy(np.asarray(case.source[box], np.float32))[None]
-    truth = (np.asarray(case.targets[target][box], np.float32) + 1) / 2
-    body = np.asarray(case.foreground[box])
+    source, inside = np.asarray(case.source, np.float32), np.asarray(case.foreground)
+    if model.source_median is not None:  # what the default sees, all three ways see
+        source = amplified(source, gain_to(model.source_median, source, inside))
+    around = (box[0], *(widened(span, size) for span, size in zip(box[1:], model.item_size, strict=True)))
+    y = torch.from_numpy(take(source, around, -1.0))[None]
+    truth = (take(np.asarray(case.targets[target], np.float32), around, -1.0) + 1) / 2
+    body = take(inside, around, 0) > 0
     network, statistics = model.fitted.networks["unet"], model.fitted.statistics
     tokens = style_tokens(plan.config, statistics, y, None)
 
@@ -98,7 +103,7 @@ def main() -> None:
     timed = Timed(network, torch.channels_last)
     start = time.perf_counter()
     draws = model.draw(np.asarray(case.source, np.float32), case.foreground, Request(target=target, subject=case.name))
-    made["default"] = draws.volumes[0][box]
+    made["default"] = torch.from_numpy(take(draws.volumes[0].numpy(), around, -1.0))
     rows.append(row("default", made["default"], truth, body, time.perf_counter() - start, None))
     report(asked, rows, float((made["ours"] - made["published"]).abs().max()), case.name, y.shape)
 
