@@ -87,7 +87,9 @@ def test_python_snippets_are_python(page):
 
 def test_the_walk_of_the_mathematics_runs():
     (code,) = snippets(text_of("docs/explanation/bridges.md"), "python")
-    exec(compile(code, "bridges.md", "exec"), {})  # noqa: S102  (our own page)
+    names: dict[str, object] = {}
+    exec(compile(code, "bridges.md", "exec"), names)  # noqa: S102  (our own page)
+    assert (names["result"] == 0.5).all()
 
 
 def test_folds_are_pooled_as_the_page_says(tmp_path, monkeypatch):
