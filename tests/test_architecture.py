@@ -74,7 +74,7 @@ LIBRARIES: dict[str, set[str]] = {
 
 SHARED_BY_METHODS = {
     f"scanbridge.methods{name}"
-    for name in ("", ".base", ".walks", ".windows", ".autoencoding", ".latent", ".selection")
+    for name in ("", ".base", ".walks", ".windows", ".volumes", ".autoencoding", ".latent", ".selection")
 }
 LONGEST_FILE = 400
 LARGEST_CORE = 1000

@@ -10,23 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from pydantic import Field
 from torch import Tensor
 
-from scanbridge.bridge.noise import ItemNoise
-from scanbridge.methods.base import Batch, Draws, Effort, Fitted, Item, Request, Stage, Translator
-from scanbridge.methods.walks import Bridge, Walk
-from scanbridge.methods.windows import (
-    Network,
-    WindowNet,
-    bridge_denoiser,
-    bridge_loss,
-    draw_volumes,
-    effort_of,
-    one_target,
-)
-from scanbridge.strict import Strict
+from scanbridge.methods.base import Draws, Effort, Fitted, Request, Stage, Translator
+from scanbridge.methods.volumes import draw_volumes, effort_of
+from scanbridge.methods.windows import WindowBridge, bridge_stages, one_target
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "BBDM": {},
@@ -35,42 +23,22 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-class Config(Strict):
-    """A Brownian bridge on windows."""
-
-    radius: int = Field(default=1, ge=0, description="N; a window holds 2 N + 1 slices")
-    network: Network = Network()
-    bridge: Bridge = Bridge()
-    estimate: Walk = Walk(walk="mean_path", calls=4, grid="linear", start="source")
-    draw: Walk = Walk()
+Config = WindowBridge
 
 
 def stages(config: Config, targets: Sequence[str]) -> tuple[Stage, ...]:
-    """Give the one stage."""
-    target = one_target("bbdm", targets)
-
-    def build() -> dict[str, torch.nn.Module]:
-        return {"unet": WindowNet(config.network, Item(config.radius).width, state=True)}
-
-    def loss(fitted: Fitted, batch: Batch, noise: ItemNoise) -> tuple[Tensor, dict[str, float]]:
-        unet = fitted.networks["unet"]
-        value = bridge_loss(config.bridge, unet, batch.source, batch.targets[target], batch.valid[target], noise)
-        return value, {}
-
-    return (Stage("bridge", Item(config.radius), build, loss),)
+    """Give the bridge's stage, after the regression's where that makes the first call."""
+    return bridge_stages(config, one_target("bbdm", targets))
 
 
 def translator(config: Config, fitted: Fitted) -> Translator:
     """Give the translator."""
-    denoise = bridge_denoiser(config.bridge, fitted.networks["unet"])
 
     class _Bridge:
         def draw(self, source: Tensor, request: Request) -> Draws:
-            settings = config.draw if request.product == "draw" else config.estimate
-            return draw_volumes(denoise, config.bridge, settings, config.radius, source, request)
+            return draw_volumes(config, fitted, source, request)
 
         def effort(self, request: Request) -> Effort:
-            settings = config.draw if request.product == "draw" else config.estimate
-            return effort_of(config.bridge, settings, request)
+            return effort_of(config, request)
 
     return _Bridge()

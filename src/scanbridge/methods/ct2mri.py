@@ -18,31 +18,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scanbridge.bridge.noise import ItemNoise
 from scanbridge.bridge.sample import Corrector, Langevin
 from scanbridge.errors import UserError, nearest
-from scanbridge.methods.base import (
-    Batch,
-    Draws,
-    Effort,
-    Fitted,
-    Item,
-    Request,
-    Stage,
-    Statistics,
-    TrainingCase,
-    Translator,
-)
-from scanbridge.methods.walks import Bridge, Walk
-from scanbridge.methods.windows import (
-    Network,
-    WindowNet,
-    bridge_denoiser,
-    bridge_loss,
-    draw_volumes,
-    effort_of,
-    one_target,
-)
+from scanbridge.methods.base import Batch, Draws, Effort, Fitted, Request, Stage, Statistics, TrainingCase, Translator
+from scanbridge.methods.volumes import draw_volumes, effort_of
+from scanbridge.methods.windows import Network, Tokens, WindowBridge, bridge_stages, one_target
 from scanbridge.strict import Strict
 
 STYLES = ("average", "nearest")
@@ -76,17 +56,13 @@ class Correction(Strict):
     reuse: bool = False
 
 
-class Config(Strict):
+class Config(WindowBridge):
     """CT2MRI."""
 
-    radius: int = Field(default=1, ge=0, description="N; a window holds 2 N + 1 slices")
     coprediction: bool = Field(default=True, description="average overlapping windows; off: centre slices alone")
     network: Network = Network(middle="transformer")
-    bridge: Bridge = Bridge()
     style: Style = Style()
     correction: Correction = Correction()
-    estimate: Walk = Walk(walk="mean_path", calls=4, grid="linear", start="source")
-    draw: Walk = Walk()
 
 
 def style_key(image: Tensor) -> Tensor:
@@ -105,50 +81,26 @@ def style_key(image: Tensor) -> Tensor:
 
 
 def stages(config: Config, targets: Sequence[str]) -> tuple[Stage, ...]:
-    """Give the one stage; its statistics are the style keys and the source histograms of the training cases."""
+    """Give the bridge's stages; their statistics are the style keys and source histograms of the training cases."""
     target = one_target("ct2mri", targets)
 
-    def build() -> dict[str, torch.nn.Module]:
-        tokens = N_BINS if config.style.use else 0
-        return {"unet": WindowNet(config.network, Item(config.radius).width, state=True, tokens=tokens)}
-
-    def fit(cases: Sequence[TrainingCase], before: Fitted) -> Statistics:  # noqa: ARG001  (there is none before)
-        if not config.style.use:
-            return {}
+    def keys(cases: Sequence[TrainingCase], before: Fitted) -> Statistics:  # noqa: ARG001  (a stage of its own split)
         return {
             "style_keys": torch.stack([style_key(case.targets[target]) for case in cases]),
             "source_keys": torch.stack([style_key(case.source) for case in cases]),
         }
 
-    def loss(fitted: Fitted, batch: Batch, noise: ItemNoise) -> tuple[Tensor, dict[str, float]]:
-        unet = fitted.networks["unet"]
-        tokens = fitted.statistics["style_keys"][batch.case] if config.style.use else None
-        value = bridge_loss(
-            config.bridge,
-            lambda state, source, t: unet(state, source, t, tokens),
-            batch.source,
-            batch.targets[target],
-            batch.valid[target],
-            noise,
-        )
-        return value, {}
+    def own(fitted: Fitted, batch: Batch) -> Tensor:
+        return fitted.statistics["style_keys"][batch.case]
 
-    return (Stage("bridge", Item(config.radius), build, loss, fit),)
+    return bridge_stages(config, target, Tokens(N_BINS, own, keys) if config.style.use else Tokens())
 
 
 def translator(config: Config, fitted: Fitted) -> Translator:
     """Give the translator."""
-    unet = fitted.networks["unet"]
 
     class _CT2MRI:
         def draw(self, source: Tensor, request: Request) -> Draws:
-            tokens = style_tokens(config, fitted.statistics, source, request.style)
-
-            def network(state: Tensor, y: Tensor, t: Tensor) -> Tensor:
-                output: Tensor = unet(state, y, t, None if tokens is None else tokens.to(y).expand(len(y), -1, -1))
-                return output
-
-            settings = config.draw if request.product == "draw" else config.estimate
             correctors: list[Langevin] = []
 
             def corrector(y: Tensor) -> Corrector | None:
@@ -157,25 +109,17 @@ def translator(config: Config, fitted: Fitted) -> Translator:
                 correctors.append(langevin(config, y))
                 return correctors[-1]
 
-            denoise = bridge_denoiser(config.bridge, network)
+            tokens = style_tokens(config, fitted.statistics, source, request.style)
             draws = draw_volumes(
-                denoise,
-                config.bridge,
-                settings,
-                config.radius,
-                source,
-                request,
-                corrector=corrector,
-                coprediction=config.coprediction,
+                config, fitted, source, request, tokens=tokens, corrector=corrector, coprediction=config.coprediction
             )
             draws.facts["corrector_capped"] = sum(c.capped for c in correctors)
             return draws
 
         def effort(self, request: Request) -> Effort:
-            settings = config.draw if request.product == "draw" else config.estimate
             corrections, reuse = config.correction.corrections, config.correction.reuse
             moves = 0 if request.product == "one-call" else max(0, corrections - int(reuse))
-            return effort_of(config.bridge, settings, request, moves=moves)
+            return effort_of(config, request, moves=moves)
 
     return _CT2MRI()
 

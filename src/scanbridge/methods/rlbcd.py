@@ -108,12 +108,11 @@ class Config(Strict):
     condition: Literal["concat", "none"] = Field(
         default="concat", description="whether the networks see the source's latent beside the state; the paper: no"
     )
-    residual_scale: float = Field(default=0.8, gt=0, description="sd of x_0 - D(y, 1) in normalised latents")
     autoencoder: FirstStage = FirstStage()
     consistency: Consistency = Consistency()
     network: Network = Network()
     guidance: Guidance = Guidance()
-    bridge: Bridge = Bridge(predict="difference")
+    bridge: Bridge = Bridge(predict="difference", residual_scale=0.8)
     selection: Selection = Selection()
     estimate: PairWalk = PairWalk(walk="mean_path", calls=4, grid="linear", start="source")
     draw: PairWalk = PairWalk()
@@ -302,7 +301,7 @@ class Pair:
         settings.refuse_equal(replace(request, samples=max(request.samples, len(numbers))))
         if not numbers:
             raise UserError(f"{request.samples} samples", "one at least", "ask for more, or leave --samples out")
-        n_calls = len(settings.times(config.bridge, config.residual_scale)) - 1
+        n_calls = len(settings.times(config.bridge, config.bridge.residual_scale)) - 1
         ends = []
         for index, number in enumerate(numbers):
             done, of = (index * n_calls, len(numbers) * n_calls) if selects else (0, n_calls)
@@ -310,7 +309,7 @@ class Pair:
         facts: dict[str, Any] = {
             "walk": settings.model_dump(),
             "quality": request.quality,
-            "times": settings.times(config.bridge, config.residual_scale).tolist(),
+            "times": settings.times(config.bridge, config.bridge.residual_scale).tolist(),
             "windows": source.shape[1] * n_calls * (len(numbers) if selects else 1),
             **self._pooled(source),
         }
@@ -325,7 +324,7 @@ class Pair:
     def effort(self, request: Request) -> Effort:
         """Give what one volume of the request's product costs."""
         settings, n = self._walk(request), self.config.selection.draws if self._selects(request) else 1
-        nodes = len(settings.times(self.config.bridge, self.config.residual_scale)) - 1
+        nodes = len(settings.times(self.config.bridge, self.config.bridge.residual_scale)) - 1
         return Effort(settings.calls, nodes, n * nodes, n * nodes, settings.windows)
 
     def _selects(self, request: Request) -> bool:
@@ -355,7 +354,8 @@ class Pair:
             if request.on_call is not None:
                 request.on_call(calls[0] + call, calls[1])
 
-        pair = settings.take(denoise, config.bridge, sources, noise, residual_scale=config.residual_scale, on_call=told)
+        sd = config.bridge.residual_scale
+        pair = settings.take(denoise, config.bridge, sources, noise, residual_scale=sd, on_call=told)
         return self._ended(source, x, dict(zip(config.roles, pair.chunk(len(config.order)), strict=True)), n)
 
     def _ended(self, source: Tensor, x: Tensor, ends: dict[Role, Tensor], n: int) -> End:

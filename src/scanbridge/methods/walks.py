@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -12,7 +13,16 @@ from torch import Tensor
 from scanbridge.bridge import process as processes
 from scanbridge.bridge.noise import ItemNoise
 from scanbridge.bridge.process import Process
-from scanbridge.bridge.sample import Corrector, Grid, Start, residual_variance, snap, time_grid, walk
+from scanbridge.bridge.sample import (
+    DEFAULT_RESIDUAL_SCALE,
+    Corrector,
+    Grid,
+    Start,
+    residual_variance,
+    snap,
+    time_grid,
+    walk,
+)
 from scanbridge.errors import UserError, nearest
 from scanbridge.methods.base import Request
 from scanbridge.strict import Strict
@@ -25,10 +35,17 @@ class Bridge(Strict):
     """The Brownian bridge and what is learned of it."""
 
     s: float = Field(default=1.0, gt=0, description="variance scale")
-    predict: Literal["target", "noise", "difference", "shift"] = "target"
+    predict: Literal["target", "noise", "difference", "shift", "velocity"] = "target"
     loss: Literal["l1", "l2"] = "l2"
-    times: Literal["continuous", "published"] = "continuous"
-    at_source: float = Field(default=0.5, ge=0, le=1, description="share of the items at t = 1, continuous times only")
+    times: Literal["continuous", "theta", "published"] = Field(
+        default="continuous", description="of training: uniform in t, in arctan(sd kappa), or over the published steps"
+    )
+    at_source: float = Field(
+        default=0.5, ge=0, le=1, description="share of the items at t = 1, not of published times"
+    )
+    residual_scale: float = Field(
+        default=DEFAULT_RESIDUAL_SCALE, gt=0, description="sd of x_0 - D(y, 1), of velocity and theta in training"
+    )
 
     def process(self) -> Process:
         """Give the process."""
@@ -136,8 +153,11 @@ class Walk(Strict):
 
 
 def embedded_time(settings: Bridge, t: Tensor) -> Tensor:
-    """Give times (B,) as the embedding takes them: 0 .. 999, the step's index where steps are published."""
-    steps = settings.process().steps
+    """Give times (B,) as the embedding takes them, 0 .. 999: even where training draws them evenly."""
+    process = settings.process()
+    if settings.times == "theta":
+        return 999 * (1 - torch.atan(settings.residual_scale * process.kappa(t)) * 2 / math.pi)
+    steps = process.steps
     if settings.times == "published" and steps is not None:
         return (t - steps[0].to(t)) / (steps[-1] - steps[0]).to(t) * (len(steps) - 1)
     return 999 * t
@@ -145,9 +165,11 @@ def embedded_time(settings: Bridge, t: Tensor) -> Tensor:
 
 def draw_times(settings: Bridge, noise: ItemNoise) -> Tensor:
     """Draw training times (B,), float64: published steps uniformly, or (0, 1] with a share at t = 1."""
-    u = noise.uniform()
-    steps = settings.process().steps
-    if settings.times == "published" and steps is not None:
-        return steps.to(u)[(u * len(steps)).long()]
+    u, process = noise.uniform(), settings.process()
+    if settings.times == "published" and process.steps is not None:
+        return process.steps.to(u)[(u * len(process.steps)).long()]
     share = settings.at_source
-    return torch.where(u < share, torch.ones_like(u), 1 - (u - share) / max(1 - share, 1e-12))
+    rest = (u - share).clamp(min=0) / max(1 - share, 1e-12)  # uniform in [0, 1)
+    if settings.times == "theta":
+        return process.time(torch.tan(rest * math.pi / 2) / settings.residual_scale)
+    return 1 - rest

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (the name that the field knows)
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from scanbridge.bridge.noise import ItemNoise, NoiseSource
+from scanbridge.bridge.noise import ItemNoise
 from scanbridge.bridge.parametrize import decode, encode
 from scanbridge.bridge.process import as_time
-from scanbridge.bridge.sample import DEFAULT_RESIDUAL_SCALE, Corrector
-from scanbridge.bridge.volume import Lift, Overlap, Windows
 from scanbridge.errors import UserError
-from scanbridge.methods.base import Draws, Effort, Request
+from scanbridge.methods.base import Batch, Fitted, Item, Stage, Statistics, TrainingCase
 from scanbridge.methods.walks import Bridge, Walk, draw_times, embedded_time
 from scanbridge.nets.unet import UNet, UNetConfig
 from scanbridge.strict import Strict
-
-Denoise = Callable[[Tensor, Tensor, float], Tensor]
-"""``(state, source, t) -> x_0`` for windows (B, 1, d, H, W)."""
-
-BACKGROUND = -1.0
 
 
 class Network(Strict):
@@ -63,6 +57,51 @@ class Network(Strict):
             time=time,
             init=self.init,
         )
+
+
+class FirstCall(Strict):
+    """A regression that makes the first call of a walk, whose state says nothing of the target yet.
+
+    The estimate then starts where a regression ends, and the bridge's network has only the rest to learn.
+    """
+
+    share: float = Field(default=0.0, ge=0, lt=1, description="of train.images that it takes; 0: there is none")
+    weights: str | None = Field(default=None, description="folder of this stage in another run, instead of training")
+
+    @property
+    def there(self) -> bool:
+        """Whether there is one."""
+        return self.share > 0 or self.weights is not None
+
+
+class WindowBridge(Strict):
+    """A bridge on windows of slices: what its methods share, and all that the plain one needs."""
+
+    radius: int = Field(default=1, ge=0, description="N; a window holds 2 N + 1 slices")
+    network: Network = Network()
+    regression: FirstCall = FirstCall()
+    bridge: Bridge = Bridge()
+    estimate: Walk = Walk(walk="mean_path", calls=4, grid="linear", start="source")
+    draw: Walk = Walk()
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a network attends to beside the images: none, or tokens (B, n, `channels`) of every item.
+
+    Parameters
+    ----------
+    channels
+        Width of a token; 0 for none.
+    of
+        Gives the tokens of a training batch.
+    fit
+        Gives the statistics that they are made of, see `Stage.fit`.
+    """
+
+    channels: int = 0
+    of: Callable[[Fitted, Batch], Tensor | None] = lambda fitted, batch: None  # noqa: ARG005
+    fit: Callable[[Sequence[TrainingCase], Fitted], Statistics] = lambda cases, before: {}  # noqa: ARG005
 
 
 class WindowNet(nn.Module):
@@ -108,6 +147,47 @@ def masked_loss(output: Tensor, label: Tensor, valid: Tensor, kind: Literal["l1"
     return ((error * valid).sum(axes) / valid.sum(axes).clamp(min=1)).mean()
 
 
+def bridge_stages(config: WindowBridge, target: str, tokens: Tokens = Tokens()) -> tuple[Stage, ...]:
+    """Give the bridge's stage, after the regression's where that makes the first call."""
+
+    def build() -> dict[str, nn.Module]:
+        width = Item(config.radius).width
+        return {"unet": WindowNet(config.network, width, state=True, tokens=tokens.channels)}
+
+    def loss(fitted: Fitted, batch: Batch, noise: ItemNoise) -> tuple[Tensor, dict[str, float]]:
+        unet, attended = fitted.networks["unet"], tokens.of(fitted, batch)
+        network = partial(unet, tokens=attended)
+        return bridge_loss(config.bridge, network, batch.source, batch.targets[target], batch.valid[target], noise), {}
+
+    first = config.regression
+    bridge = Stage("bridge", Item(config.radius), build, loss, tokens.fit, share=1 - first.share)
+    if not first.there:
+        return (bridge,)
+    before = regression_stage(config.network, config.radius, target, tokens=tokens)
+    return replace(before, share=first.share, weights=None if first.weights is None else Path(first.weights)), bridge
+
+
+def regression_stage(
+    network: Network,
+    radius: int,
+    target: str,
+    *,
+    loss: Literal["l1", "l2"] = "l2",
+    tokens: Tokens = Tokens(),
+) -> Stage:
+    """Give the stage of a regression on windows: a floor by itself, the first call of a bridge."""
+
+    def build() -> dict[str, nn.Module]:
+        return {"regression": WindowNet(network, Item(radius).width, state=False, tokens=tokens.channels)}
+
+    def error(fitted: Fitted, batch: Batch, noise: ItemNoise) -> tuple[Tensor, dict[str, float]]:  # noqa: ARG001
+        output = fitted.networks["regression"](None, batch.source, None, tokens.of(fitted, batch))
+        return masked_loss(output, batch.targets[target], batch.valid[target], loss), {}
+
+    about = {"loss": loss, "radius": radius, "tokens": tokens.channels, **network.model_dump()}
+    return Stage("regression", Item(radius), build, error, tokens.fit, about=about)
+
+
 def bridge_loss(
     settings: Bridge,
     network: Callable[[Tensor, Tensor, Tensor], Tensor],
@@ -124,164 +204,19 @@ def bridge_loss(
     t = draw_times(settings, noise)
     eps = noise.normal(target.shape[1:])
     state = process.diffuse(target, source, eps, t)
-    label = encode(settings.predict, process, t, target, source, eps)
+    label = encode(settings.predict, process, t, target, source, eps, residual_scale=settings.residual_scale)
     return masked_loss(network(state, source, embedded_time(settings, t)), label, valid, settings.loss)
 
 
-def bridge_denoiser(settings: Bridge, network: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Denoise:
-    """Read a bridge's network as a denoiser of windows."""
+def bridge_denoiser(
+    settings: Bridge, network: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Callable[[Tensor, Tensor, float], Tensor]:
+    """Read a bridge's network as a denoiser ``(state, source, t) -> x_0`` of images (B, ...)."""
     process = settings.process()
 
     def denoise(state: Tensor, source: Tensor, t: float) -> Tensor:
         times = as_time(t).to(state.device).expand(len(state))
         output = network(state, source, embedded_time(settings, times))
-        return decode(settings.predict, process, times, output, state, source)
+        return decode(settings.predict, process, times, output, state, source, residual_scale=settings.residual_scale)
 
     return denoise
-
-
-def draw_volumes(
-    denoise: Denoise,
-    bridge: Bridge,
-    settings: Walk,
-    radius: int,
-    source: Tensor,
-    request: Request,
-    *,
-    corrector: Callable[[Tensor], Corrector | None] | None = None,
-    coprediction: bool = True,
-) -> Draws:
-    """Walk whole volumes: one noise field a volume, every window evaluated once a call.
-
-    Parameters
-    ----------
-    denoise
-        Denoiser of windows.
-    bridge, settings, radius
-        The process, the walk, and N of the windows.
-    source
-        y, (1, D, H, W).
-    request
-        What the user asks for.
-    corrector
-        Makes the corrector for the source as the walk sees it.
-    coprediction
-        Average overlapping windows at every call; else every window walks by itself and gives its centre slice.
-    """
-    settings = settings.asked(request)
-    settings.refuse_equal(request)
-    residual_scale = request.residual_scale or DEFAULT_RESIDUAL_SCALE
-    times = settings.times(bridge, residual_scale)
-    tally = _Tally(denoise)
-    made = []
-    for k in request.draws:
-        form = (_Aligned if coprediction else _Separate)(tally.windows, settings, radius, source, float(times[-2]))
-        state = settings.take(
-            tally.calls(form.denoise),
-            bridge,
-            form.source,
-            partial(form.noise, NoiseSource(request.seed, request.subject, draw=k)),
-            residual_scale=residual_scale,
-            corrector=None if corrector is None else corrector(form.source),
-            on_call=request.on_call,
-        )
-        volume, disagreement = form.finish(state)
-        made.append(volume)
-    volumes = torch.stack(made)
-    facts = {
-        "walk": settings.model_dump(),
-        "quality": request.quality,
-        "times": times.tolist(),
-        "windows": tally.n_windows // len(made),
-    }
-    return Draws(
-        volumes,
-        volumes.std(dim=0) if len(made) > 1 else disagreement,
-        tally.n_calls // len(made),
-        facts,
-    )
-
-
-def effort_of(bridge: Bridge, settings: Walk, request: Request, *, moves: int = 0) -> Effort:
-    """Give what a volume of `draw_volumes` costs; `moves` is the corrector's calls at every time but the first."""
-    settings = settings.asked(request)
-    nodes = len(settings.times(bridge, request.residual_scale or DEFAULT_RESIDUAL_SCALE)) - 1
-    calls = 1 + (nodes - 1) * (1 + moves)
-    at_last = 1 + moves if nodes > 1 else 1
-    passes = (calls - at_last) / settings.stride + at_last
-    return Effort(settings.calls, nodes, calls, passes, settings.windows)
-
-
-class _Aligned:
-    """Co-prediction: the state is a volume, padded by N slices where its ends are live."""
-
-    def __init__(self, denoise: Denoise, settings: Walk, radius: int, source: Tensor, last: float) -> None:
-        self._pad = radius if settings.ends == "live" else 0
-        self.source = F.pad(source, (0, 0, 0, 0, self._pad, self._pad), value=BACKGROUND)
-        cover, thin = (Windows(self.source.shape[1], radius, settings.ends, n) for n in (1, settings.stride))
-        self.denoise = Lift(denoise, self.source, cover, settings.windows, cycle=thin.cycle, last=last)
-
-    def noise(self, noise: NoiseSource, step: int) -> Tensor:
-        """Give the volume's noise for a step."""
-        return noise(step, self.source.shape, self.source.device)
-
-    def finish(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the volume (D, H, W) and the disagreement of the windows at the last call."""
-        if self.denoise.disagreement is None:
-            raise ValueError("no call was made")
-        real = slice(self._pad, state.shape[1] - self._pad)
-        return state[0, real], self.denoise.disagreement[0, real]
-
-
-class _Separate:
-    """No co-prediction: the state is the stack of all windows, each walking by itself."""
-
-    def __init__(self, denoise: Denoise, settings: Walk, radius: int, source: Tensor, last: float) -> None:  # noqa: ARG002
-        if settings.stride > 1:
-            what = f"stride = {settings.stride} for windows that walk by themselves"
-            raise UserError(what, "stride = 1", "set it so, or coprediction = true")
-        self._like, self._radius = source, radius
-        self._cover = Windows(source.shape[1], radius)
-        self._batch, self._denoise = settings.windows, denoise
-        self.source = self._pieces(source)
-
-    def _pieces(self, volume: Tensor) -> Tensor:
-        return self._cover.cut(volume, range(len(self._cover)))
-
-    def noise(self, noise: NoiseSource, step: int) -> Tensor:
-        """Give the volume's noise for a step, cut into windows."""
-        return self._pieces(noise(step, self._like.shape, self._like.device))
-
-    def denoise(self, state: Tensor, t: float) -> Tensor:
-        """Give the estimates of all windows."""
-        batches = zip(torch.split(state, self._batch), torch.split(self.source, self._batch), strict=True)
-        return torch.cat([self._denoise(x, y, t) for x, y in batches])
-
-    def finish(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the volume (D, H, W) of centre slices, and the disagreement of the windows that hold a slice."""
-        overlap = Overlap(self._cover, self._like)
-        for index, piece in enumerate(state):
-            overlap.add(index, piece)
-        return state[:, 0, self._radius], overlap.spread[0]
-
-
-class _Tally:
-    """Counts windows, and calls of volumes: a corrector's too, which no node of the walk shows."""
-
-    def __init__(self, denoise: Denoise) -> None:
-        self._denoise = denoise
-        self.n_windows = self.n_calls = 0
-
-    def windows(self, state: Tensor, source: Tensor, t: float) -> Tensor:
-        """Denoise windows."""
-        self.n_windows += len(state)
-        return self._denoise(state, source, t)
-
-    def calls(self, denoise: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, float], Tensor]:
-        """Give a denoiser of volumes whose calls count."""
-
-        def counted(state: Tensor, t: float) -> Tensor:
-            self.n_calls += 1
-            return denoise(state, t)
-
-        return counted
