@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scanbridge.data import items as items_module
-from scanbridge.data.augment import Change, bend, draw_change, sample
+from scanbridge.data.augment import Change, Spline, bend, draw_change, sample
 from scanbridge.data.cache import Case
 from scanbridge.data.grid import Grid
 from scanbridge.data.intensity import Scale
@@ -155,6 +155,16 @@ def test_sampling_between_voxels_is_exact_for_a_plane():
     volume = np.einsum("i,j,k->ijk", np.ones(40), np.arange(40), np.ones(40)) * 0.02 - 0.4
     points = np.random.default_rng(0).uniform(14, 26, (3, 50))
     np.testing.assert_allclose(sample(volume, points, -1.0), points[1] * 0.02 - 0.4, atol=1e-4)
+
+
+def test_a_spline_fitted_once_reads_what_sampling_reads():
+    image, rng = noise(), np.random.default_rng(1)
+    points = rng.uniform(-4, 4, (3, 4, 5, 6)) + np.array(SHAPE).reshape(3, 1, 1, 1) * rng.uniform(0, 1, (3, 4, 5, 6))
+    spline = Spline.through(image, -1.0)
+    np.testing.assert_allclose(spline(points), sample(image, points, -1.0), atol=1e-4)
+    far = np.full((3, 2), 1000.0)
+    assert np.array_equal(spline(far), [-1.0, -1.0])
+    assert Spline.n_bytes(SHAPE) == spline.coefficients.nbytes
 
 
 def test_contrast_changes_the_source_alone_and_keeps_its_range(changed):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from scanbridge.data import items as items_module
 from scanbridge.data.cache import Case
 from scanbridge.data.grid import Grid
 from scanbridge.data.intensity import Scale
@@ -138,3 +139,14 @@ def test_items_have_the_size_asked_for_and_what_lies_beyond_the_volume_is_not_va
     if expected == (32, 40):
         assert (batch.source[batch.valid["t1w"][:, :, 1:2].expand_as(batch.source) == 0] == -1).any()
         assert batch.valid["t1w"][0, 0, 1].sum() == 20 * 14
+
+
+def test_splines_that_do_not_fit_into_memory_give_the_same_items(monkeypatch):
+    cases, augment = [case(0), case(1)], ALL.model_copy(update={"turned": 1.0})
+    kept = items(cases, augment=augment)
+    monkeypatch.setattr(items_module, "MOST_BYTES", 0)
+    anew = items(cases, augment=augment)
+    for one, other in zip(parts(kept.batch(range(6))), parts(anew.batch(range(6))), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-4)
+    assert kept._splines
+    assert not anew._splines

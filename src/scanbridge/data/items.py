@@ -12,10 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scanbridge.data.augment import BACKGROUND, AugmentSettings, Change, Order, bend, draw_change, sample
+from scanbridge.data.augment import BACKGROUND, AugmentSettings, Change, Order, Spline, bend, draw_change, sample
 from scanbridge.data.box import box_of, take, widened
 from scanbridge.data.cache import Case
 from scanbridge.data.intensity import amplified
+
+MOST_BYTES = 2**30
+"""Memory for the splines of all images together; a cohort that needs more fits one for every window that turns."""
 
 Array = NDArray[np.float32]
 Read = Callable[[NDArray[Any], float, Order], Array]
@@ -73,6 +76,10 @@ class Items:
         self._index = np.array(
             [(i, z) for i, case in enumerate(cases) for z in np.flatnonzero(case.foreground.any(axis=(1, 2)))]
         )
+
+        volumes = [volume for case in cases for volume in (case.source, *case.targets.values())]
+        self._keeps = sum(Spline.n_bytes(volume.shape) for volume in volumes) <= MOST_BYTES
+        self._splines: dict[int, Spline] = {}
 
     def __len__(self) -> int:
         return len(self._index)
@@ -143,6 +150,14 @@ class Items:
         points = np.tensordot(matrix, offsets, axes=1) + middle.reshape(3, 1, 1, 1)
 
         def read(volume: NDArray[Any], fill: float, order: Order) -> Array:
+            if order == 3 and self._keeps:
+                return self._spline(volume, fill)(points)
             return sample(volume, points, fill, order=order)
 
         return read, np.ones((1, 1, 1), np.float32)
+
+    def _spline(self, volume: NDArray[Any], fill: float) -> Spline:
+        """Give the spline of an image of a case, fitted once."""
+        if id(volume) not in self._splines:
+            self._splines[id(volume)] = Spline.through(volume, fill)
+        return self._splines[id(volume)]

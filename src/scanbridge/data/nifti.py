@@ -109,7 +109,7 @@ def read(path: str | Path, *, mask: bool = False) -> Volume:
     return Volume(data, layout.affine, path, digest)
 
 
-def write(path: str | Path, data: NDArray[Any], affine: NDArray[np.float64]) -> None:
+def write(path: str | Path, data: NDArray[Any], affine: NDArray[np.float64], *, level: int = 6) -> None:
     """Write a volume as float32, with the same bytes for the same values.
 
     Parameters
@@ -121,6 +121,8 @@ def write(path: str | Path, data: NDArray[Any], affine: NDArray[np.float64]) -> 
     affine
         (4, 4), from voxel index to mm, RAS+. It is stored as sform and qform; a sheared one, which a qform cannot
         hold, as sform alone.
+    level
+        Of gzip, 1 to 9: 1 is quick.
 
     Raises
     ------
@@ -143,7 +145,7 @@ def write(path: str | Path, data: NDArray[Any], affine: NDArray[np.float64]) -> 
     if not path.parent.is_dir():  # a mistyped folder is named, not made
         raise UserError(f"{path} cannot be written (no folder {path.parent})", "a folder that exists")
     content = image.to_bytes()
-    write_bytes(path, gzip.compress(content, compresslevel=6, mtime=0) if path.suffix == ".gz" else content)
+    write_bytes(path, gzip.compress(content, compresslevel=level, mtime=0) if path.suffix == ".gz" else content)
 
 
 def _read_stored(stream: IO[bytes], path: Path, most: int) -> tuple[_Layout, NDArray[np.uint8]]:
