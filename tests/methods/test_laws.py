@@ -250,7 +250,7 @@ def test_at_the_source_end_there_is_no_chance(name):
 
 
 @pytest.mark.parametrize("name", BRIDGES)
-@pytest.mark.parametrize("predict", ["target", "noise", "difference", "shift"])
+@pytest.mark.parametrize("predict", ["target", "noise", "difference", "shift", "velocity"])
 def test_every_prediction_trains_and_walks(name, predict):
     start = {} if predict != "noise" else {"estimate": {"walk": "marginals", "start": "prior"}}
     bridge = made(name, bridge={"predict": predict, "at_source": 0.5}, **start)

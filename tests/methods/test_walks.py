@@ -9,9 +9,12 @@ import pytest
 import torch
 from test_laws import BRIDGES, made, volume
 
+from scanbridge.bridge.noise import ItemNoise
+from scanbridge.bridge.parametrize import decode, encode
 from scanbridge.errors import UserError
 from scanbridge.methods.base import Quality, Request
-from scanbridge.methods.walks import Walk
+from scanbridge.methods.walks import Bridge, Walk, draw_times, embedded_time, loss_weight, theta
+from scanbridge.methods.windows import WindowWalk
 
 every_bridge = pytest.mark.parametrize("name", BRIDGES)
 every_windowed_bridge = pytest.mark.parametrize("name", [name for name in BRIDGES if made(name).windowed])
@@ -23,35 +26,38 @@ def asked(walk: Walk, quality: Quality | None = None, **others: Any) -> dict[str
     return {name: value for name, value in given.items() if value != own[name]}
 
 
-PRESET = Walk(walk="mean_path", calls=4, grid="linear", start="source")
-RELEASED = Walk(walk="mean_path", calls=50, grid="published", start="source", ends="live")
-DRAW = Walk(order=2, eta=0.5, variance="residual", stride=3)
+PRESET = WindowWalk(walk="mean_path", calls=4, grid="linear", start="source", mirror=["columns"])
+RELEASED = WindowWalk(walk="mean_path", calls=50, grid="published", start="source", ends="live")
+DRAW = WindowWalk(order=2, eta=0.5, variance="residual", stride=3)
 
 
 def test_a_quality_is_a_walk() -> None:
     for walk in (PRESET, RELEASED, DRAW):
         assert asked(walk) == asked(walk, "normal") == {}
-    assert asked(PRESET, "draft") == {"calls": 1}
+    assert asked(PRESET, "draft") == {"calls": 1, "mirror": []}
     assert asked(RELEASED, "draft") == {"calls": 1}
-    assert asked(PRESET, "paper") == {"calls": 100, "grid": "published"}
+    assert asked(PRESET, "paper") == {"calls": 100, "grid": "published", "mirror": []}
     assert asked(DRAW, "draft") == {"calls": 1, "grid": "linear", "order": 1, "variance": "none"}
 
 
 def test_the_paper_is_the_published_walk_and_a_run_that_has_it_keeps_its_calls() -> None:
     assert asked(RELEASED, "paper") == {}
     published = DRAW.asked(Request("t1w", "s", quality="paper"))
-    assert published == Walk(walk="mean_path", calls=100, grid="published", start="source")
+    assert published == WindowWalk(walk="mean_path", calls=100, grid="published", start="source")
 
 
 def test_what_is_named_wins_over_the_quality_and_one_call_over_both() -> None:
-    assert asked(PRESET, "paper", calls=7) == {"calls": 7, "grid": "published"}
-    assert asked(PRESET, "draft", calls=2, grid="theta") == {"calls": 2, "grid": "theta"}
-    assert asked(PRESET, "paper", calls=7, product="one-call") == {"calls": 1}
+    assert asked(PRESET, "paper", calls=7) == {"calls": 7, "grid": "published", "mirror": []}
+    assert asked(PRESET, "draft", calls=2, grid="theta") == {"calls": 2, "grid": "theta", "mirror": []}
+    assert asked(PRESET, "paper", calls=7, product="one-call") == {"calls": 1, "mirror": []}
 
 
 @every_windowed_bridge
 @pytest.mark.parametrize(("calls", "stride", "ends"), [*product([1, 2, 6], [1, 2, 3], ["copy", "live"])])
-def test_a_forecast_of_calls_and_windows_is_what_is_made(name: str, calls: int, stride: int, ends: str) -> None:
+@pytest.mark.parametrize("mirror", [[], ["columns"]])
+def test_a_forecast_of_calls_and_windows_is_what_is_made(
+    name: str, calls: int, stride: int, ends: str, mirror: list[str]
+) -> None:
     depth = 6
     source = volume(3, (depth, 8, 8))
     corrections: list[dict[str, Any]] = [{"corrections": 0}]
@@ -59,7 +65,14 @@ def test_a_forecast_of_calls_and_windows_is_what_is_made(name: str, calls: int, 
         corrections += [{"corrections": 1}, {"corrections": 2, "reuse": True}]
     for correction in corrections:
         tables = {"correction": correction} if name == "ct2mri" else {}
-        walk = {"walk": "mean_path", "start": "source", "calls": calls, "stride": stride, "ends": ends}
+        walk = {
+            "walk": "mean_path",
+            "start": "source",
+            "calls": calls,
+            "stride": stride,
+            "ends": ends,
+            "mirror": mirror,
+        }
         bridge = made(name, estimate=walk, **tables)
         translator = bridge.module.translator(bridge.config, bridge.fitted)
         told, drawn = translator.effort(Request("t1w", "s")), bridge.draw(source)
@@ -112,3 +125,44 @@ def test_the_residual_variance_gives_draws_a_spread_of_their_own(name: str) -> N
         made(name, estimate={"walk": "mean_path", "variance": "residual"}).draw(volume(3))
     one = made(name, estimate={"variance": "residual", "calls": 4}).draw(volume(3), product="one-call")
     assert torch.equal(one.volumes, made(name, estimate={"calls": 4}).draw(volume(3), product="one-call").volumes)
+
+
+@pytest.mark.parametrize("name", ["regression", "ct2mri", "bbdm"])
+@pytest.mark.parametrize("axes", [["columns"], ["rows", "columns"], ["slices"]])
+def test_a_mirrored_call_commutes_with_mirroring(name: str, axes: list[str]) -> None:
+    dims = [1 + ["slices", "rows", "columns"].index(axis) for axis in axes]
+    walk = {"walk": "mean_path", "start": "source", "calls": 3, "mirror": axes}
+    tables: dict[str, Any] = {"mirror": axes} if name == "regression" else {"estimate": walk}
+    one, other = (made(name, **tables).draw(source).volumes[0] for source in (volume(3), volume(3).flip(dims)))
+    torch.testing.assert_close(other, one.flip([dim - 1 for dim in dims]), rtol=0, atol=1e-5)
+    plain = made(name).draw(volume(3)).volumes[0]
+    assert not torch.allclose(made(name).draw(volume(3).flip(dims)).volumes[0], plain.flip([d - 1 for d in dims]))
+
+
+@pytest.mark.parametrize("s", [0.25, 1.0])
+def test_training_times_are_even_where_they_say_so(s: float) -> None:
+    noise = ItemNoise(range(4000))
+    even, angles = Bridge(s=s, at_source=0.25), Bridge(s=s, at_source=0.25, times="theta", residual_scale=0.3)
+    for bridge, of in ((even, 999 - embedded_time(even, draw_times(even, noise))), (angles, None)):
+        t = draw_times(bridge, noise)
+        assert ((t > 0) & (t <= 1)).all()
+        assert (t == 1).double().mean() == pytest.approx(0.25, abs=0.03)
+        place = of / 999 if of is not None else theta(bridge, t) * 2 / torch.pi
+        inside = place[place > 0]
+        quantiles = torch.quantile(inside, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
+        assert quantiles.tolist() == pytest.approx([0.25, 0.5, 0.75], abs=0.03)
+    t = draw_times(angles, noise)
+    torch.testing.assert_close(embedded_time(angles, t), 999 * (1 - theta(angles, t) * 2 / torch.pi))
+    assert embedded_time(angles, torch.ones(1, dtype=torch.float64)) == 999
+
+
+def test_a_weight_of_two_makes_the_loss_of_a_velocity_that_of_the_target() -> None:
+    plain, weighed = (Bridge(predict="velocity", times="theta", weight=weight) for weight in (0.0, 2.0))
+    t = draw_times(plain, ItemNoise(range(20)))
+    assert torch.equal(loss_weight(plain, t), torch.ones_like(t))
+    x, y, eps, off = (torch.randn(20, 7, dtype=torch.float64) for _ in range(4))
+    process = plain.process()
+    state = process.diffuse(x, y, eps, t)
+    velocity = encode("velocity", process, t, x, y, eps, residual_scale=plain.residual_scale)
+    estimate = decode("velocity", process, t, velocity + off, state, y, residual_scale=plain.residual_scale)
+    torch.testing.assert_close((estimate - x) ** 2, loss_weight(weighed, t)[:, None] * off**2)

@@ -14,7 +14,8 @@ from torch import Tensor
 from scanbridge.bridge.volume import Lift, Windows
 from scanbridge.errors import UserError
 from scanbridge.methods.base import Draws, Effort, Fitted, Request, Stage, Translator
-from scanbridge.methods.windows import Network, one_target, regression_stage
+from scanbridge.methods.volumes import copies, mirrored
+from scanbridge.methods.windows import Axis, Network, one_target, regression_stage
 from scanbridge.strict import Strict
 
 ABLATIONS: dict[str, dict[str, Any]] = {"L2": {"loss": "l2"}, "L1": {"loss": "l1"}}
@@ -29,6 +30,9 @@ class Config(Strict):
     radius: int = Field(default=1, ge=0, description="N; a window holds 2 N + 1 slices")
     loss: Literal["l1", "l2"] = "l2"
     network: Network = Network()
+    mirror: list[Axis] = Field(
+        default=[], description="axes that training flips: the call is averaged with those of the mirrored images"
+    )
     windows: int = Field(default=8, gt=0, description="windows per network call")
 
 
@@ -50,14 +54,16 @@ def translator(config: Config, fitted: Fitted) -> Translator:
             if asked:
                 raise UserError(f"a regression has no {asked[0]}", "a bridge method", f"leave --{asked[0]} out")
             cover = Windows(source.shape[1], config.radius)
-            lifted = Lift(lambda state, y, t: network(None, y, None), source, cover, config.windows)  # noqa: ARG005
+            denoise = mirrored(lambda state, y, t: network(None, y, None), config.mirror)  # noqa: ARG005
+            lifted = Lift(denoise, source, cover, config.windows)
             estimate = lifted(source, 1.0)
             if request.on_call is not None:
                 request.on_call(1, 1)
             assert lifted.disagreement is not None  # noqa: S101  (a call was just made)
-            return Draws(estimate, lifted.disagreement[0], calls=1)
+            return Draws(estimate, lifted.disagreement[0], copies(config.mirror))
 
-        def effort(self, request: Request) -> Effort:  # noqa: ARG002  (one call, whatever is asked)
-            return Effort(batch=config.windows)
+        def effort(self, request: Request) -> Effort:  # noqa: ARG002  (the same, whatever is asked)
+            n = copies(config.mirror)
+            return Effort(calls=n, passes=n, batch=config.windows)
 
     return _Regression()

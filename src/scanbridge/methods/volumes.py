@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import combinations
+from typing import get_args
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name that the field knows)
@@ -14,12 +16,12 @@ from scanbridge.bridge.sample import Corrector
 from scanbridge.bridge.volume import Lift, Overlap, Windows
 from scanbridge.errors import UserError
 from scanbridge.methods.base import Draws, Effort, Fitted, Request
-from scanbridge.methods.walks import Walk
-from scanbridge.methods.windows import WindowBridge, bridge_denoiser
+from scanbridge.methods.windows import Axis, WindowBridge, WindowWalk, bridge_denoiser
 
 Denoise = Callable[[Tensor, Tensor, float], Tensor]
 """``(state, source, t) -> x_0`` for windows (B, 1, d, H, W)."""
 
+AXES = get_args(Axis)
 BACKGROUND = -1.0
 
 
@@ -55,10 +57,10 @@ def draw_volumes(
     residual_scale = request.residual_scale or config.bridge.residual_scale
     times = settings.times(config.bridge, residual_scale)
     tally = _Tally(_denoiser(config, fitted, tokens, first=float(times[0])))
-    made = []
+    denoise, made = mirrored(tally.windows, settings.mirror), []
     for k in request.draws:
         form = (_Aligned if coprediction else _Separate)(
-            tally.windows, settings, config.radius, source, float(times[-2])
+            denoise, settings, config.radius, source, float(times[-2])
         )
         state = settings.take(
             tally.calls(form.denoise),
@@ -81,12 +83,12 @@ def draw_volumes(
     return Draws(
         volumes,
         volumes.std(dim=0) if len(made) > 1 else disagreement,
-        tally.n_calls // len(made),
+        tally.n_calls * copies(settings.mirror) // len(made),
         facts,
     )
 
 
-def walk_of(config: WindowBridge, request: Request) -> Walk:
+def walk_of(config: WindowBridge, request: Request) -> WindowWalk:
     """Give the walk of the product that is asked for."""
     return (config.draw if request.product == "draw" else config.estimate).asked(request)
 
@@ -98,7 +100,27 @@ def effort_of(config: WindowBridge, request: Request, *, moves: int = 0) -> Effo
     calls = 1 + (nodes - 1) * (1 + moves)
     at_last = 1 + moves if nodes > 1 else 1
     passes = (calls - at_last) / settings.stride + at_last
-    return Effort(settings.calls, nodes, calls, passes, settings.windows)
+    n = copies(settings.mirror)
+    return Effort(settings.calls, nodes, n * calls, n * passes, settings.windows)
+
+
+def mirrored(denoise: Denoise, axes: Sequence[Axis]) -> Denoise:
+    """Average a denoiser of windows over the mirror images of what it sees, so that it commutes with mirroring."""
+    if not axes:
+        return denoise
+    dims = sorted({AXES.index(axis) + 2 for axis in axes})
+    flips = [flip for n in range(len(dims) + 1) for flip in combinations(dims, n)]
+
+    def mean(state: Tensor, source: Tensor, t: float) -> Tensor:
+        each = (denoise(state.flip(flip), source.flip(flip), t).flip(flip) for flip in flips)
+        return torch.stack(list(each)).mean(dim=0)
+
+    return mean
+
+
+def copies(axes: Sequence[Axis]) -> int:
+    """Give the number of images that a mirrored call takes."""
+    return 1 << len(set(axes))
 
 
 def _denoiser(config: WindowBridge, fitted: Fitted, tokens: Tensor | None, first: float) -> Denoise:
@@ -122,7 +144,7 @@ def _denoiser(config: WindowBridge, fitted: Fitted, tokens: Tensor | None, first
 class _Aligned:
     """Co-prediction: the state is a volume, padded by N slices where its ends are live."""
 
-    def __init__(self, denoise: Denoise, settings: Walk, radius: int, source: Tensor, last: float) -> None:
+    def __init__(self, denoise: Denoise, settings: WindowWalk, radius: int, source: Tensor, last: float) -> None:
         self._pad = radius if settings.ends == "live" else 0
         self.source = F.pad(source, (0, 0, 0, 0, self._pad, self._pad), value=BACKGROUND)
         cover, thin = (Windows(self.source.shape[1], radius, settings.ends, n) for n in (1, settings.stride))
@@ -143,7 +165,7 @@ class _Aligned:
 class _Separate:
     """No co-prediction: the state is the stack of all windows, each walking by itself."""
 
-    def __init__(self, denoise: Denoise, settings: Walk, radius: int, source: Tensor, last: float) -> None:  # noqa: ARG002
+    def __init__(self, denoise: Denoise, settings: WindowWalk, radius: int, source: Tensor, last: float) -> None:  # noqa: ARG002
         if settings.stride > 1:
             what = f"stride = {settings.stride} for windows that walk by themselves"
             raise UserError(what, "stride = 1", "set it so, or coprediction = true")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from pydantic import Field, ValidationError
@@ -40,8 +40,9 @@ class Bridge(Strict):
     times: Literal["continuous", "theta", "published"] = Field(
         default="continuous", description="of training: uniform in t, in arctan(sd kappa), or over the published steps"
     )
-    at_source: float = Field(
-        default=0.5, ge=0, le=1, description="share of the items at t = 1, not of published times"
+    at_source: float = Field(default=0.5, ge=0, le=1, description="share of the items at t = 1, not of published times")
+    weight: float = Field(
+        default=0.0, ge=0, description="power of cos(theta) in the loss: 2 weighs a velocity as the x_0 it stands for"
     )
     residual_scale: float = Field(
         default=DEFAULT_RESIDUAL_SCALE, gt=0, description="sd of x_0 - D(y, 1), of velocity and theta in training"
@@ -65,13 +66,9 @@ class Walk(Strict):
         default="none", description="what the posterior mean loses, added as noise: sd^2 / (1 + kappa^2 sd^2)"
     )
     start: Start = "prior"
-    ends: Literal["copy", "live"] = "copy"
-    stride: int = Field(
-        default=1, gt=0, description="slices from window to window, up to 2 N + 1; the last call takes all windows"
-    )
     windows: int = Field(default=8, gt=0, description="windows per network call")
 
-    def asked(self, request: Request) -> Walk:
+    def asked(self, request: Request) -> Self:
         """Give this walk with what the user asked for: a quality, and what is named beside it, which wins."""
         asked = {name: getattr(request, name) for name in ("calls", "grid", "order", "eta", "temperature")}
         changes = {name: value for name, value in asked.items() if value is not None}
@@ -98,7 +95,7 @@ class Walk(Strict):
     def _published(self) -> dict[str, Any]:
         """The walk of CT2MRI's and BBDM's released code; its corrector, if any, is a table of its own."""
         own = self.walk == "mean_path" and self.grid == "published"
-        plain = {"order": 1, "eta": 0.0, "variance": "none", "start": "source", "stride": 1}
+        plain = {"order": 1, "eta": 0.0, "variance": "none", "start": "source"}
         return {**plain, "walk": "mean_path", "grid": "published", "calls": self.calls if own else PUBLISHED_CALLS}
 
     @property
@@ -156,11 +153,25 @@ def embedded_time(settings: Bridge, t: Tensor) -> Tensor:
     """Give times (B,) as the embedding takes them, 0 .. 999: even where training draws them evenly."""
     process = settings.process()
     if settings.times == "theta":
-        return 999 * (1 - torch.atan(settings.residual_scale * process.kappa(t)) * 2 / math.pi)
+        return 999 * (1 - theta(settings, t) * 2 / math.pi)
     steps = process.steps
     if settings.times == "published" and steps is not None:
         return (t - steps[0].to(t)) / (steps[-1] - steps[0]).to(t) * (len(steps) - 1)
     return 999 * t
+
+
+def loss_weight(settings: Bridge, t: Tensor) -> Tensor:
+    """Give what the loss at times (B,) is weighed by: 1 at the source end, where all that is learned is the estimate.
+
+    An error e of the velocity is one of cos(theta) e of x_0: unweighed, times near the target, where the state says
+    all, would take the network for themselves.
+    """
+    return torch.cos(theta(settings, t)) ** settings.weight
+
+
+def theta(settings: Bridge, t: Tensor) -> Tensor:
+    """Give arctan(sd kappa) at times (B,), 0 at the source end: how much of the target the state shows."""
+    return torch.atan(settings.residual_scale * settings.process().kappa(t))
 
 
 def draw_times(settings: Bridge, noise: ItemNoise) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, PositiveInt
@@ -17,7 +17,7 @@ from scanbridge.bridge.parametrize import decode, encode
 from scanbridge.bridge.process import as_time
 from scanbridge.errors import UserError
 from scanbridge.methods.base import Batch, Fitted, Item, Stage, Statistics, TrainingCase
-from scanbridge.methods.walks import Bridge, Walk, draw_times, embedded_time
+from scanbridge.methods.walks import Bridge, Walk, draw_times, embedded_time, loss_weight
 from scanbridge.nets.unet import UNet, UNetConfig
 from scanbridge.strict import Strict
 
@@ -74,6 +74,29 @@ class FirstCall(Strict):
         return self.share > 0 or self.weights is not None
 
 
+Axis = Literal["slices", "rows", "columns"]
+
+
+class WindowWalk(Walk):
+    """How a product is computed of windows."""
+
+    ends: Literal["copy", "live"] = "copy"
+    stride: int = Field(
+        default=1, gt=0, description="slices from window to window, up to 2 N + 1; the last call takes all windows"
+    )
+    mirror: list[Axis] = Field(
+        default=[], description="axes that training flips: a call is averaged with those of the mirrored images"
+    )
+
+    @property
+    def _one_call(self) -> dict[str, Any]:
+        return {**super()._one_call, "mirror": []}
+
+    @property
+    def _published(self) -> dict[str, Any]:
+        return {**super()._published, "stride": 1, "mirror": []}
+
+
 class WindowBridge(Strict):
     """A bridge on windows of slices: what its methods share, and all that the plain one needs."""
 
@@ -81,8 +104,8 @@ class WindowBridge(Strict):
     network: Network = Network()
     regression: FirstCall = FirstCall()
     bridge: Bridge = Bridge()
-    estimate: Walk = Walk(walk="mean_path", calls=4, grid="linear", start="source")
-    draw: Walk = Walk()
+    estimate: WindowWalk = WindowWalk(walk="mean_path", calls=4, grid="linear", start="source")
+    draw: WindowWalk = WindowWalk()
 
 
 @dataclass(frozen=True)
@@ -140,11 +163,13 @@ def one_target(method: str, targets: Sequence[str]) -> str:
     return targets[0]
 
 
-def masked_loss(output: Tensor, label: Tensor, valid: Tensor, kind: Literal["l1", "l2"]) -> Tensor:
-    """Give the mean error where `valid`, first within each item (B, ...), then over the items."""
+def masked_loss(
+    output: Tensor, label: Tensor, valid: Tensor, kind: Literal["l1", "l2"], weight: Tensor | float = 1.0
+) -> Tensor:
+    """Give the mean error where `valid`, first within each item (B, ...), then over the items, weighed by (B,)."""
     error = (output - label).abs() if kind == "l1" else (output - label) ** 2
     axes = tuple(range(1, error.ndim))
-    return ((error * valid).sum(axes) / valid.sum(axes).clamp(min=1)).mean()
+    return (weight * (error * valid).sum(axes) / valid.sum(axes).clamp(min=1)).mean()
 
 
 def bridge_stages(config: WindowBridge, target: str, tokens: Tokens = Tokens()) -> tuple[Stage, ...]:
@@ -205,7 +230,8 @@ def bridge_loss(
     eps = noise.normal(target.shape[1:])
     state = process.diffuse(target, source, eps, t)
     label = encode(settings.predict, process, t, target, source, eps, residual_scale=settings.residual_scale)
-    return masked_loss(network(state, source, embedded_time(settings, t)), label, valid, settings.loss)
+    output = network(state, source, embedded_time(settings, t))
+    return masked_loss(output, label, valid, settings.loss, loss_weight(settings, t).to(output))
 
 
 def bridge_denoiser(
