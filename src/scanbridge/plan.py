@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from pydantic import BaseModel
@@ -64,6 +65,7 @@ def plan_run(config: Path, cohort: Path, settings: Sequence[str] = ()) -> Plan:
     table = read_cohort(cohort)
     split = choose_split(table, **common.split.model_dump())
     plan = Plan(common, method, validate(method.Config, own, str(config)), table, split)
+    _refuse_unseen_mirrors(plan.config.model_dump(), common.train.augment.flip)
     with torch.device("meta"):  # networks of shapes alone: what does not fit together is said before anything is made
         for stage in plan.method.stages(plan.config, common.task.targets):
             stage.build()
@@ -77,6 +79,19 @@ def plan_run(config: Path, cohort: Path, settings: Sequence[str] = ()) -> Plan:
             f"{cohort}: no subject is left to train on", "subjects with source and target", "check [split] and [task]"
         )
     return plan
+
+
+def _refuse_unseen_mirrors(table: Mapping[str, Any], flipped: Sequence[str], path: str = "") -> None:
+    """Refuse a translation that mirrors along an axis that training does not flip."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            _refuse_unseen_mirrors(value, flipped, f"{path}{key}.")
+        elif key == "mirror" and not set(value) <= set(flipped):
+            raise UserError(
+                f"{path}mirror = {value}, but train.augment.flip = {list(flipped)}",
+                "axes that training flips: the network has seen no other mirror image",
+                f"change one of the two, or set {path}mirror=[]",
+            )
 
 
 def prepare_rows(plan: Plan, rows: Sequence[Row], cache: Path) -> list[Case]:

@@ -133,9 +133,8 @@ def _origin(plan: Plan, run: Path) -> dict[str, Any]:
 
 def _own_settings(stage: Stage, settings: Train) -> Train:
     """Give the settings of a stage: the run's, but for what it sets itself."""
-    images = max(1, round(stage.share * (stage.images or settings.images)))
-    rate = settings.learning_rate if stage.learning_rate is None else stage.learning_rate
-    return settings.model_copy(update={"images": images, "learning_rate": rate})
+    own = {"images": stage.images, "learning_rate": stage.learning_rate}
+    return settings.model_copy(update={name: value for name, value in own.items() if value is not None})
 
 
 def _refuse_leak(plan: Plan, stages: Sequence[Stage]) -> None:

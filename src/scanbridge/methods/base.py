@@ -101,8 +101,6 @@ class Stage:
         ``(cases, earlier stages) -> statistics`` over the training cases, before training, kept with the weights.
     images, learning_rate
         Of this training, where they are not the run's own.
-    share
-        Of the images that this training takes.
     about
         JSON values that say what the networks are, kept with the weights: weights of another run must say the same.
     weights
@@ -116,7 +114,6 @@ class Stage:
     fit: Callable[[Sequence[TrainingCase], Fitted], Statistics] = lambda cases, before: {}  # noqa: ARG005  (most have none)
     images: int | None = None
     learning_rate: float | None = None
-    share: float = 1.0
     about: Mapping[str, Any] = field(default_factory=dict)
     weights: Path | None = None
 

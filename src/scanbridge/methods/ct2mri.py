@@ -22,7 +22,7 @@ from scanbridge.bridge.sample import Corrector, Langevin
 from scanbridge.errors import UserError, nearest
 from scanbridge.methods.base import Batch, Draws, Effort, Fitted, Request, Stage, Statistics, TrainingCase, Translator
 from scanbridge.methods.volumes import draw_volumes, effort_of
-from scanbridge.methods.windows import Network, Tokens, WindowBridge, bridge_stages, one_target
+from scanbridge.methods.windows import Network, Tokens, WindowBridge, bridge_stage, one_target
 from scanbridge.strict import Strict
 
 STYLES = ("average", "nearest")
@@ -81,10 +81,10 @@ def style_key(image: Tensor) -> Tensor:
 
 
 def stages(config: Config, targets: Sequence[str]) -> tuple[Stage, ...]:
-    """Give the bridge's stages; their statistics are the style keys and source histograms of the training cases."""
+    """Give the one stage; its statistics are the style keys and source histograms of the training cases."""
     target = one_target("ct2mri", targets)
 
-    def keys(cases: Sequence[TrainingCase], before: Fitted) -> Statistics:  # noqa: ARG001  (a stage of its own split)
+    def keys(cases: Sequence[TrainingCase], before: Fitted) -> Statistics:  # noqa: ARG001  (there is none before)
         return {
             "style_keys": torch.stack([style_key(case.targets[target]) for case in cases]),
             "source_keys": torch.stack([style_key(case.source) for case in cases]),
@@ -93,7 +93,7 @@ def stages(config: Config, targets: Sequence[str]) -> tuple[Stage, ...]:
     def own(fitted: Fitted, batch: Batch) -> Tensor:
         return fitted.statistics["style_keys"][batch.case]
 
-    return bridge_stages(config, target, Tokens(N_BINS, own, keys) if config.style.use else Tokens())
+    return (bridge_stage(config, target, Tokens(N_BINS, own, keys) if config.style.use else Tokens()),)
 
 
 def translator(config: Config, fitted: Fitted) -> Translator:

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
+from scanbridge.bridge.noise import ItemNoise
 from scanbridge.bridge.volume import Lift, Windows
 from scanbridge.errors import UserError
-from scanbridge.methods.base import Draws, Effort, Fitted, Request, Stage, Translator
+from scanbridge.methods.base import Batch, Draws, Effort, Fitted, Item, Request, Stage, Translator
 from scanbridge.methods.volumes import copies, mirrored
-from scanbridge.methods.windows import Axis, Network, one_target, regression_stage
+from scanbridge.methods.windows import Axis, Network, WindowNet, masked_loss, one_target
 from scanbridge.strict import Strict
 
 ABLATIONS: dict[str, dict[str, Any]] = {"L2": {"loss": "l2"}, "L1": {"loss": "l1"}}
@@ -39,12 +40,20 @@ class Config(Strict):
 def stages(config: Config, targets: Sequence[str]) -> tuple[Stage, ...]:
     """Give the one stage."""
     target = one_target("regression", targets)
-    return (regression_stage(config.network, config.radius, target, loss=config.loss),)
+
+    def build() -> dict[str, nn.Module]:
+        return {"unet": WindowNet(config.network, Item(config.radius).width, state=False)}
+
+    def loss(fitted: Fitted, batch: Batch, noise: ItemNoise) -> tuple[Tensor, dict[str, float]]:  # noqa: ARG001
+        output = fitted.networks["unet"](None, batch.source, None)
+        return masked_loss(output, batch.targets[target], batch.valid[target], config.loss), {}
+
+    return (Stage("regression", Item(config.radius), build, loss),)
 
 
 def translator(config: Config, fitted: Fitted) -> Translator:
     """Give the translator: one call, averaged over overlapping windows."""
-    network = fitted.networks["regression"]
+    network = fitted.networks["unet"]
 
     class _Regression:
         def draw(self, source: Tensor, request: Request) -> Draws:

@@ -56,12 +56,10 @@ def draw_volumes(
     settings.refuse_equal(request)
     residual_scale = request.residual_scale or config.bridge.residual_scale
     times = settings.times(config.bridge, residual_scale)
-    tally = _Tally(_denoiser(config, fitted, tokens, first=float(times[0])))
+    tally = _Tally(_denoiser(config, fitted, tokens))
     denoise, made = mirrored(tally.windows, settings.mirror), []
     for k in request.draws:
-        form = (_Aligned if coprediction else _Separate)(
-            denoise, settings, config.radius, source, float(times[-2])
-        )
+        form = (_Aligned if coprediction else _Separate)(denoise, settings, config.radius, source, float(times[-2]))
         state = settings.take(
             tally.calls(form.denoise),
             config.bridge,
@@ -123,22 +121,16 @@ def copies(axes: Sequence[Axis]) -> int:
     return 1 << len(set(axes))
 
 
-def _denoiser(config: WindowBridge, fitted: Fitted, tokens: Tensor | None, first: float) -> Denoise:
-    """Give the denoiser of windows; at the time `first` the regression answers, where there is one."""
+def _denoiser(config: WindowBridge, fitted: Fitted, tokens: Tensor | None) -> Denoise:
+    """Give the denoiser of windows, all of which attend to the same tokens."""
+    unet = fitted.networks["unet"]
 
-    def attended(source: Tensor) -> Tensor | None:
-        return None if tokens is None else tokens.to(source).expand(len(source), -1, -1)
+    def network(state: Tensor, source: Tensor, t: Tensor) -> Tensor:
+        attended = None if tokens is None else tokens.to(source).expand(len(source), -1, -1)
+        output: Tensor = unet(state, source, t, attended)
+        return output
 
-    unet, regression = fitted.networks["unet"], fitted.networks.get("regression")
-    bridge = bridge_denoiser(config.bridge, lambda state, y, t: unet(state, y, t, attended(y)))
-
-    def denoise(state: Tensor, source: Tensor, t: float) -> Tensor:
-        if regression is None or t != first:
-            return bridge(state, source, t)
-        estimate: Tensor = regression(None, source, None, attended(source))
-        return estimate
-
-    return denoise
+    return bridge_denoiser(config.bridge, network)
 
 
 class _Aligned:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -59,21 +58,6 @@ class Network(Strict):
         )
 
 
-class FirstCall(Strict):
-    """A regression that makes the first call of a walk, whose state says nothing of the target yet.
-
-    The estimate then starts where a regression ends, and the bridge's network has only the rest to learn.
-    """
-
-    share: float = Field(default=0.0, ge=0, lt=1, description="of train.images that it takes; 0: there is none")
-    weights: str | None = Field(default=None, description="folder of this stage in another run, instead of training")
-
-    @property
-    def there(self) -> bool:
-        """Whether there is one."""
-        return self.share > 0 or self.weights is not None
-
-
 Axis = Literal["slices", "rows", "columns"]
 
 
@@ -102,7 +86,6 @@ class WindowBridge(Strict):
 
     radius: int = Field(default=1, ge=0, description="N; a window holds 2 N + 1 slices")
     network: Network = Network()
-    regression: FirstCall = FirstCall()
     bridge: Bridge = Bridge()
     estimate: WindowWalk = WindowWalk(walk="mean_path", calls=4, grid="linear", start="source")
     draw: WindowWalk = WindowWalk()
@@ -172,45 +155,19 @@ def masked_loss(
     return (weight * (error * valid).sum(axes) / valid.sum(axes).clamp(min=1)).mean()
 
 
-def bridge_stages(config: WindowBridge, target: str, tokens: Tokens = Tokens()) -> tuple[Stage, ...]:
-    """Give the bridge's stage, after the regression's where that makes the first call."""
+def bridge_stage(config: WindowBridge, target: str, tokens: Tokens = Tokens()) -> Stage:
+    """Give the training of a bridge on windows."""
 
     def build() -> dict[str, nn.Module]:
         width = Item(config.radius).width
         return {"unet": WindowNet(config.network, width, state=True, tokens=tokens.channels)}
 
     def loss(fitted: Fitted, batch: Batch, noise: ItemNoise) -> tuple[Tensor, dict[str, float]]:
-        unet, attended = fitted.networks["unet"], tokens.of(fitted, batch)
-        network = partial(unet, tokens=attended)
-        return bridge_loss(config.bridge, network, batch.source, batch.targets[target], batch.valid[target], noise), {}
+        network = partial(fitted.networks["unet"], tokens=tokens.of(fitted, batch))
+        source, label, valid = batch.source, batch.targets[target], batch.valid[target]
+        return bridge_loss(config.bridge, network, source, label, valid, noise), {}
 
-    first = config.regression
-    bridge = Stage("bridge", Item(config.radius), build, loss, tokens.fit, share=1 - first.share)
-    if not first.there:
-        return (bridge,)
-    before = regression_stage(config.network, config.radius, target, tokens=tokens)
-    return replace(before, share=first.share, weights=None if first.weights is None else Path(first.weights)), bridge
-
-
-def regression_stage(
-    network: Network,
-    radius: int,
-    target: str,
-    *,
-    loss: Literal["l1", "l2"] = "l2",
-    tokens: Tokens = Tokens(),
-) -> Stage:
-    """Give the stage of a regression on windows: a floor by itself, the first call of a bridge."""
-
-    def build() -> dict[str, nn.Module]:
-        return {"regression": WindowNet(network, Item(radius).width, state=False, tokens=tokens.channels)}
-
-    def error(fitted: Fitted, batch: Batch, noise: ItemNoise) -> tuple[Tensor, dict[str, float]]:  # noqa: ARG001
-        output = fitted.networks["regression"](None, batch.source, None, tokens.of(fitted, batch))
-        return masked_loss(output, batch.targets[target], batch.valid[target], loss), {}
-
-    about = {"loss": loss, "radius": radius, "tokens": tokens.channels, **network.model_dump()}
-    return Stage("regression", Item(radius), build, error, tokens.fit, about=about)
+    return Stage("bridge", Item(config.radius), build, loss, tokens.fit)
 
 
 def bridge_loss(
