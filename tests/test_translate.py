@@ -263,20 +263,20 @@ def test_what_it_will_take_is_said_before_it_starts_and_not_where_all_is_done(ru
     words = ["translate", run, scans / "new0.nii.gz", scans / "new1.nii.gz", "--out", tmp_path, *DEVICE]
     said = done(scanbridge(*words, "--samples", 2)).err
     assert re.search(
-        r"^2 scans, 4 network calls each, and 8 for each of 2 draws: about \d+ (s|min), [\d.]+ GB of memory$",
+        r"^2 scans, 1 network call each on 2 mirror images, and 8 for each of 2 draws: about \d+ (s|min), [\d.]+ GB of memory$",
         said,
         re.M,
     )
     assert "network call" not in done(scanbridge(*words, "--samples", 2)).err
     (tmp_path / "new1_t1w.json").unlink()
-    assert "\n1 scans, 4 network calls each" in done(scanbridge(*words, "--samples", 2)).err
+    assert "\n1 scans, 1 network call each" in done(scanbridge(*words, "--samples", 2)).err
 
 
 @pytest.mark.parametrize(
     ("words", "walk"),
     [
-        (["draft"], {"calls": 1}),
-        (["normal"], {"calls": 4, "grid": "linear"}),
+        (["draft"], {"calls": 1, "mirror": []}),
+        (["normal"], {"calls": 1, "grid": "linear", "mirror": ["columns"]}),
         (["paper", "--calls", 5], {"walk": "mean_path", "grid": "published", "calls": 5, "start": "source"}),
         (["draft", "--calls", 2, "--grid", "theta"], {"calls": 2, "grid": "theta"}),
     ],
@@ -303,7 +303,7 @@ def test_a_method_without_a_walk_refuses_a_quality(regression, scans, tmp_path):
     words = ["translate", regression, scans / "new0.nii.gz", *DEVICE, "--out", tmp_path / "out"]
     assert "a regression has no walk" in scanbridge(*words, "--quality", "paper").fault
     assert not (tmp_path / "out").exists() or not contents(tmp_path / "out")
-    assert "1 scans, 1 network call each: about" in done(scanbridge(*words, "--quality", "normal")).err
+    assert "1 scans, 1 network call each on 2 mirror images: about" in done(scanbridge(*words, "--quality", "normal")).err
 
 
 def test_calls_that_fall_together_on_trained_steps_are_said_and_stored(cohort, scans, tmp_path):
@@ -311,7 +311,7 @@ def test_calls_that_fall_together_on_trained_steps_are_said_and_stored(cohort, s
     words = ["translate", tmp_path / "run", scans / "new0.nii.gz", *DEVICE, "--grid", "theta", "--calls", 16]
     said = done(scanbridge(*words, "--out", tmp_path)).err
     assert "16 network calls were asked for and 15 are made" in said
-    assert "1 scans, 15 network calls each" in said
+    assert "1 scans, 15 network calls each on 2" in said
     made = json.loads((tmp_path / "new0_t1w.json").read_text())["made"]["estimate"]
     assert made["walk"]["calls"] == 16
     assert made["calls"] == len(made["times"]) - 1 == 15

@@ -53,7 +53,8 @@ def forecast(model: Model, waiting: Sequence[Path], options: Options) -> list[st
         )
     except UserError:
         return []  # the translation itself will say it, with the scan's name
-    each = f"{costs[0][0].calls} network call{'s' * (costs[0][0].calls > 1)} each"
+    calls, images = costs[0][0].calls, costs[0][0].images
+    each = f"{calls} network call{'s' * (calls > 1)} each" + f" on {images} mirror images" * (images > 1)
     if len(costs) > 1:
         each += f", and {costs[1][0].calls} for " + (f"each of {costs[1][1]} draws" if costs[1][1] > 1 else "the draw")
     memory = _memory(model.device, prepared, options.samples)

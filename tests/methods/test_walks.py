@@ -77,9 +77,10 @@ def test_a_forecast_of_calls_and_windows_is_what_is_made(
         translator = bridge.module.translator(bridge.config, bridge.fitted)
         told, drawn = translator.effort(Request("t1w", "s")), bridge.draw(source)
         assert told.calls == drawn.calls
-        whole = drawn.calls if stride == 1 else told.passes
-        assert depth * told.passes <= drawn.facts["windows"] <= depth * whole + 2 * drawn.calls
-        assert drawn.facts["windows"] == depth * drawn.calls if stride == 1 else told.passes <= told.calls
+        most = told.images * drawn.calls
+        whole = most if stride == 1 else told.passes
+        assert depth * told.passes <= drawn.facts["windows"] <= depth * whole + 2 * most
+        assert drawn.facts["windows"] == depth * most if stride == 1 else told.passes <= most
 
 
 @every_windowed_bridge

@@ -190,7 +190,10 @@ class Effort:
     calls
         Network calls made: those of the grid and those of the corrector.
     passes
-        Work in volumes whose every window is run once; less than `calls` where windows are thinned.
+        Work in volumes whose every window is run once: less than `calls` where windows are thinned, more where a call
+        is averaged over mirror images.
+    images
+        Mirror images that a call is averaged over, the scan itself among them.
     batch
         Slices that the network takes in one go, which a pass is timed with.
     """
@@ -199,6 +202,7 @@ class Effort:
     nodes: int = 1
     calls: int = 1
     passes: float = 1.0
+    images: int = 1
     batch: int = 1
 
 

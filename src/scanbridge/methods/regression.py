@@ -15,7 +15,7 @@ from scanbridge.bridge.noise import ItemNoise
 from scanbridge.bridge.volume import Lift, Windows
 from scanbridge.errors import UserError
 from scanbridge.methods.base import Batch, Draws, Effort, Fitted, Item, Request, Stage, Translator
-from scanbridge.methods.volumes import copies, mirrored
+from scanbridge.methods.volumes import images, mirrored
 from scanbridge.methods.windows import Axis, Network, WindowNet, masked_loss, one_target
 from scanbridge.strict import Strict
 
@@ -69,10 +69,10 @@ def translator(config: Config, fitted: Fitted) -> Translator:
             if request.on_call is not None:
                 request.on_call(1, 1)
             assert lifted.disagreement is not None  # noqa: S101  (a call was just made)
-            return Draws(estimate, lifted.disagreement[0], copies(config.mirror))
+            return Draws(estimate, lifted.disagreement[0], calls=1)
 
         def effort(self, request: Request) -> Effort:  # noqa: ARG002  (the same, whatever is asked)
-            n = copies(config.mirror)
-            return Effort(calls=n, passes=n, batch=config.windows)
+            n = images(config.mirror)
+            return Effort(passes=n, images=n, batch=config.windows)
 
     return _Regression()

@@ -81,7 +81,7 @@ def draw_volumes(
     return Draws(
         volumes,
         volumes.std(dim=0) if len(made) > 1 else disagreement,
-        tally.n_calls * copies(settings.mirror) // len(made),
+        tally.n_calls // len(made),
         facts,
     )
 
@@ -98,8 +98,8 @@ def effort_of(config: WindowBridge, request: Request, *, moves: int = 0) -> Effo
     calls = 1 + (nodes - 1) * (1 + moves)
     at_last = 1 + moves if nodes > 1 else 1
     passes = (calls - at_last) / settings.stride + at_last
-    n = copies(settings.mirror)
-    return Effort(settings.calls, nodes, n * calls, n * passes, settings.windows)
+    n = images(settings.mirror)
+    return Effort(settings.calls, nodes, calls, n * passes, n, settings.windows)
 
 
 def mirrored(denoise: Denoise, axes: Sequence[Axis]) -> Denoise:
@@ -116,8 +116,8 @@ def mirrored(denoise: Denoise, axes: Sequence[Axis]) -> Denoise:
     return mean
 
 
-def copies(axes: Sequence[Axis]) -> int:
-    """Give the number of images that a mirrored call takes."""
+def images(axes: Sequence[Axis]) -> int:
+    """Give the number of mirror images that a call is averaged over."""
     return 1 << len(set(axes))
 
 
