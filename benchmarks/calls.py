@@ -61,17 +61,24 @@ class Row(NamedTuple):
 
 def mean_path(grid: str, stride: int = 1, most: int = max(CALLS)) -> Row:
     """Give an estimate's row."""
-    return Row("estimate", {"walk": "mean_path", "start": "source", "grid": grid, "stride": stride}, most)
+    walk = {"walk": "mean_path", "start": "source", "mirror": []}
+    return Row("estimate", walk | {"grid": grid, "stride": stride}, most)
+
+
+def mirrored() -> Row:
+    """Give the row of one call, averaged with that of the mirrored image."""
+    return Row("estimate", {"walk": "mean_path", "start": "source", "grid": "linear", "mirror": ["columns"]}, most=1)
 
 
 def draw(grid: str, order: int, variance: str = "none", stride: int = 1, most: int = max(CALLS)) -> Row:
     """Give a draw's row."""
-    walk = {"walk": "marginals", "start": "prior", "temperature": 1.0}
+    walk = {"walk": "marginals", "start": "prior", "temperature": 1.0, "mirror": []}
     return Row("draw", walk | {"grid": grid, "order": order, "variance": variance, "stride": stride}, most)
 
 
 ROWS = {
     "one call": Row("one-call", {}),
+    "one call, mirrored": mirrored(),
     "mean_path, published": mean_path("published"),
     "mean_path, linear": mean_path("linear"),
     "mean_path, linear, stride 3": mean_path("linear", stride=3, most=FEW),
@@ -152,8 +159,9 @@ def measured(asked: argparse.Namespace) -> Iterator[list[dict[str, object]]]:
 
 
 def opened(run: Path, row: Row) -> Model:
-    """Open a run with a row's settings."""
-    return Model.open(run, settings=[f"{row.product}.{key}={value}" for key, value in row.settings.items()])
+    """Open a run with a row's settings, as far as its method knows them."""
+    known = type(Model.open(run).config.estimate).model_fields
+    return Model.open(run, settings=[f"{row.product}.{k}={v}" for k, v in row.settings.items() if k in known])
 
 
 @dataclass

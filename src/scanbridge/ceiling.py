@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scanbridge.data.cache import Case
-from scanbridge.files import write_json
+from scanbridge.errors import UserError
+from scanbridge.files import read_json, write_json
 from scanbridge.metrics.image import psnr, ssim_map
 from scanbridge.model import Model
 
 FILE = "reconstruction.json"
+METRICS = ("psnr", "ssim_3d")
 
 
 def ceiling(model: Model, image: NDArray[np.float32], foreground: NDArray[np.bool_]) -> dict[str, float] | None:
@@ -50,3 +53,24 @@ def note_ceiling(model: Model, run: Path, cases: Sequence[Case], target: str) ->
         if people
     }
     write_json(run / FILE, {**means, "origin": f"{len(cases)} val subjects", "per_subject": kept})
+
+
+def known_ceiling(run: Path) -> list[dict[str, float]]:
+    """Read what a run's autoencoder keeps of the targets of its val subjects: PSNR and SSIM of each; none without them.
+
+    Raises
+    ------
+    UserError
+        If the file is not what training wrote.
+    """
+    path = run / FILE
+    if not path.is_file():
+        return []
+    try:
+        people = read_json(path)["per_subject"]["target"]
+        found = [{metric: float(each[metric]) for metric in METRICS if metric in each} for each in people]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        found = [{}]
+    if not all(each and all(isfinite(value) for value in each.values()) for each in found):
+        raise UserError(f"{path} is not what training wrote", "PSNR and SSIM by subject", "restore or remove it")
+    return found

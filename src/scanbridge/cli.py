@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from scanbridge import __version__
+from scanbridge.cli_branches import consistency, features
+from scanbridge.cli_options import Cache, CohortOption, Device, On, Run, Samples, Settings, Style, grid_of_metrics
 from scanbridge.errors import UserError
 from scanbridge.terminal import progress, show_summary
 
@@ -22,15 +24,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-
-Run = Annotated[Path, typer.Argument(help="A run folder made by 'train'.")]
-CohortOption = Annotated[Path, typer.Option("--cohort", help="The cohort's table (CSV), with its TOML beside it.")]
-Style = Annotated[str | None, typer.Option("--style", help="average, nearest, or a scan whose look to take.")]
-On = Annotated[str, typer.Option("--on", help="Grid of the metrics: target (its own) or model.")]
-Samples = Annotated[int, typer.Option("--samples", min=0, help="Draws to judge beside the estimate; 2 at least.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: --set train.images=8000.")]
-Cache = Annotated[Path | None, typer.Option("--cache", help="Where scans on the model grid are kept.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -161,7 +154,8 @@ def calibrate(
         float | None, typer.Option("--patients", help="Share of patients for whom that holds; 0.9 if left out.")
     ] = None,
     signal: Annotated[
-        str | None, typer.Option("--signal", help="windows, head or spread; the val subjects choose if left out.")
+        str | None,
+        typer.Option("--signal", help="windows, head, spread, or a method's own; the val subjects choose if left out."),
     ] = None,
     control: Annotated[
         str, typer.Option("--control", help="quantile (of patients) or risk (on average).")
@@ -215,7 +209,7 @@ def evaluate(
             cohort,
             out,
             split=split,
-            on=_on(on),
+            on=grid_of_metrics(on),
             regression=regression,
             translations=translations,
             style=style,
@@ -248,7 +242,7 @@ def compare(
             cohort,
             out,
             split=split,
-            on=_on(on),
+            on=grid_of_metrics(on),
             samples=samples,
             device=device,
             on_progress=advance,
@@ -303,7 +297,7 @@ def ablate(
             seeds=seeds or (),
             settings=settings or (),
             split=split,
-            on=_on(on),
+            on=grid_of_metrics(on),
             device=device,
             cache=cache,
             say=lambda text: print(text, file=sys.stderr),
@@ -359,18 +353,16 @@ def downstream(
     print(f"page: {page}")
 
 
+for verb in (features, consistency):
+    app.command()(verb)
+
+
 @app.command()
 def info(run: Run) -> None:
     """Say in plain words what a run is: what it was trained on, units, spacing, defaults."""
     from scanbridge.info import describe
 
     print(describe(run))
-
-
-def _on(text: str) -> Literal["target", "model"]:
-    if text not in ("target", "model"):
-        raise UserError(f"--on {text}", "target or model", "leave it out for the target's own grid")
-    return "target" if text == "target" else "model"
 
 
 def _stopped(number: int, frame: object) -> None:  # noqa: ARG001  (the form of a signal handler)

@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 
 from scanbridge import __version__
 from scanbridge.calibration import FILE
+from scanbridge.ceiling import known_ceiling
 from scanbridge.judge import TRUTH, Judged
 from scanbridge.metrics.statistics import mean_interval
 from scanbridge.model import Model
@@ -24,12 +25,14 @@ from scanbridge.report.figures import (
     training_curves,
 )
 from scanbridge.report.intervals import Intervals
-from scanbridge.report.page import ReportContext, Subject, Uncertainty, render
+from scanbridge.report.page import MAPS, Less, ReportContext, Subject, Uncertainty, render
 from scanbridge.report.picture import Picture
 from scanbridge.report.planes import draw
+from scanbridge.report.tables import number, patients
 from scanbridge.runs.log import read_log
 
 Rows = Sequence[Mapping[str, Any]]
+CEILING = "ceiling:autoencoder"
 
 
 def page_of(
@@ -48,15 +51,16 @@ def page_of(
     runs = {each.run for each in estimates}
     shown = [each for each in estimates if each.run == judged[0].run]
     intervals = _intervals(judged, summary)
+    ceilings = _ceilings(models)
     return render(
         ReportContext(
             source=first.common.task.source,
             targets=first.common.task.targets[:1],
-            data=_data(models, shown[0], facts),
-            summary=[row for row in summary if row["run"] in runs],
+            data=[*_data(models, shown[0], facts), *_kept(ceilings)],
+            summary=[*(row for row in summary if row["run"] in runs), *_ceiling_rows(ceilings, first)],
             paired=comparisons,
             leaders=leading,
-            plots=[_dots(estimates, summary)],
+            plots=[_dots(estimates, summary, ceilings)],
             subjects=_subjects(shown, estimates),
             uncertainty=_uncertainty(shown),
             drawn=_drawn(judged, summary),
@@ -94,14 +98,50 @@ def _not_judged(models: Mapping[str, Model], facts: Mapping[str, Any]) -> list[t
     ]
 
 
-def _dots(judged: Sequence[Judged], summary: Rows) -> Picture:
-    """Draw PSNR of every subject, floors as references."""
+def _ceilings(models: Mapping[str, Model]) -> dict[str, list[dict[str, float]]]:
+    """Gather what the autoencoders of latent runs keep of each val subject's target, by the name of the row."""
+    found = {name: known_ceiling(model.run) for name, model in models.items() if model.run}
+    latent = {name: people for name, people in found.items() if people}
+    return {CEILING if len(latent) == 1 else f"ceiling:{name}": people for name, people in latent.items()}
+
+
+def _kept(ceilings: Mapping[str, Sequence[Mapping[str, float]]]) -> list[tuple[str, str]]:
+    """Say in words what a ceiling is."""
+    if not ceilings:
+        return []
+    n = {name: patients(len(people)) for name, people in ceilings.items()}
+    whose = ", ".join(n.values()) if len(n) == 1 else ", ".join(f"{name}: {each}" for name, each in n.items())
+    what = "the truth, encoded and decoded by itself; no translation through that autoencoder should do better"
+    return [("Ceiling: what the autoencoder keeps", f"{what}. Measured on val subjects ({whose}), on the model grid")]
+
+
+def _ceiling_rows(ceilings: Mapping[str, Sequence[Mapping[str, float]]], model: Model) -> list[dict[str, Any]]:
+    """Lay ceilings out as rows of the table in which the floors stand."""
+    note = "a ceiling is of val subjects on the model grid, who need not be those judged"
+    return [
+        {
+            **{"run": name, "target": model.common.task.targets[0], "region": "foreground", "metric": metric},
+            **{"unit": unit, **vars(found), "note": "; ".join(filter(None, (note, found.note)))},
+        }
+        for name, people in ceilings.items()
+        for metric, unit in (("psnr", "dB"), ("ssim_3d", "1"))
+        if (found := mean_interval([each[metric] for each in people if metric in each])).n
+    ]
+
+
+def _dots(judged: Sequence[Judged], summary: Rows, ceilings: Mapping[str, Sequence[Mapping[str, float]]]) -> Picture:
+    """Draw PSNR of every subject, floors and ceilings as references."""
     rows = []
     for run in dict.fromkeys(each.run for each in judged):
         of = next(r for r in summary if (r["run"], r["metric"], r["region"]) == (run, "psnr", "foreground"))
         values = [v for each in judged if each.run == run and (v := each.value("psnr")) is not None]
         rows.append(Dots(run, values, of["mean"], of["low"], of["high"], reference=run.startswith("floor:")))
-    return dot_plot(rows, label="PSNR in the foreground (dB)", alt="PSNR of every subject by run, floors for reference")
+    for name, people in ceilings.items():
+        values = [each["psnr"] for each in people]
+        mean = mean_interval(values)
+        rows.append(Dots(name, values, mean.mean, mean.low, mean.high, reference=True))
+    alt = f"PSNR of every subject by run, floors{' and ceiling' if ceilings else ''} for reference"
+    return dot_plot(rows, label="PSNR in the foreground (dB)", alt=alt)
 
 
 def _subjects(shown: Sequence[Judged], judged: Sequence[Judged]) -> list[Subject]:
@@ -128,21 +168,37 @@ def _uncertainty(shown: Sequence[Judged]) -> Uncertainty | None:
     ranked = [each for each in shown if each.ranks]
     if not ranked:
         return None
-    rows, curves = [], []
+    unit = ranked[0].unit
+    rows, curves, areas = [], [], {}
     for index, rank in enumerate(ranked[0].ranks):
         same = [each.ranks[index] for each in ranked]
         rhos = [r.spearman for r in same if r.spearman is not None]
         area, excess = (float(np.mean([getattr(r.curve, key) for r in same])) for key in ("area", "excess"))
         rows.append((rank.name, float(np.mean(rhos)) if rhos else None, area, excess))
+        visits = zip((str(each.rows[0]["subject"]) for each in ranked), same, strict=True)
+        areas[rank.name] = _by_patient([(who, r.curve.area) for who, r in visits])
         risk = np.mean([r.curve.risk for r in same], axis=0)
-        curves.append(Series(rank.name, rank.curve.coverage, risk, reference=rank.name != "model"))
-    unit = ranked[0].unit
+        label = f"{MAPS[rank.name]}, area {number(area, unit)}"
+        curves.append(Series(label, rank.curve.coverage, risk, reference=rank.name != "model"))
+    own = areas.pop("model")
+    against = {name: _less(own, other) for name, other in areas.items()}
     error, doubt = (np.concatenate(part) for part in zip(*(each.doubts for each in ranked if each.doubts), strict=True))
     plots = [
         risk_coverage_curves(curves, unit=unit),
         error_against_uncertainty(error, doubt, np.ones(error.shape, dtype=np.bool_), unit=unit),
     ]
-    return Uncertainty(rows, unit, len(ranked), plots)
+    return Uncertainty(rows, unit, len(ranked), plots, against)
+
+
+def _by_patient(visits: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """Give the mean over each patient's visits."""
+    return {name: float(np.mean([value for who, value in visits if who == name])) for name, _ in visits}
+
+
+def _less(own: Mapping[str, float], other: Mapping[str, float]) -> Less:
+    """Say by how much the areas of a map are below another's, patient by patient."""
+    found = mean_interval([other[name] - own[name] for name in own])
+    return Less(sum(own[name] < other[name] for name in own), found.n, found.mean, found.low, found.high)
 
 
 def _drawn(judged: Sequence[Judged], summary: Rows) -> list[Drawn]:
@@ -218,9 +274,18 @@ def _intervals(judged: Sequence[Judged], summary: Rows) -> list[Intervals]:
                 within=(float(share.low), float(share.high)),
                 rows={r["metric"]: r for r in summary if (r["run"], r["region"]) == (run, "foreground")},
                 quarters=np.mean([each.by_width for each in worst.values()], axis=0).tolist(),
+                regions=_by_region(run, summary),
             )
         )
     return found
+
+
+def _by_region(run: str, summary: Rows) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """Gather the misses of a run's intervals in marked regions, and those of one width."""
+    rows = [r for r in summary if r["run"] == run and r["metric"].startswith("miss") and r["region"] != "foreground"]
+    return {
+        region: {r["metric"]: r for r in rows if r["region"] == region} for region in {r["region"]: 0 for r in rows}
+    }
 
 
 def _interval_plots(intervals: Sequence[Intervals]) -> list[Picture]:

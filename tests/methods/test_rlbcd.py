@@ -22,7 +22,7 @@ from scanbridge.errors import UserError
 from scanbridge.methods.autoencoding import residual_image
 from scanbridge.methods.base import Batch, Fitted, Request, TrainingCase, load_method
 from scanbridge.methods.latent import Latents
-from scanbridge.nets.dual import ComplementaryAttention, SemanticAlignment
+from scanbridge.nets.dual import ComplementaryAttention, Features, SemanticAlignment
 from scanbridge.nets.fusion import linear, swap_ratio
 from scanbridge.signals import Drawn, signals_of
 from small import TINY, Strike, child, contents, done, scanbridge, training
@@ -294,13 +294,47 @@ def test_pooled_attention_is_said():
     assert pooled["1"][1] <= 16
 
 
+def looked_at(pair: Made, t: float) -> list[Features]:
+    with torch.inference_mode():
+        return list(translator(pair).features(volume(5), volume(8), t, Request(TARGET, "s")))
+
+
+def translator(pair: Made) -> Any:
+    return pair.module.translator(pair.config, pair.fitted)
+
+
+def test_features_are_of_the_bridges_between_the_true_ends():
+    pair, seen = made("rlbcd"), list[tuple[Tensor, Tensor]]()
+
+    class Recording(nn.Module):
+        def forward(self, state: Tensor, source: Tensor, t: Tensor, *, keep: Features) -> None:  # noqa: ARG002
+            seen.append((state, source))
+
+    pair.fitted.networks["bridges"] = Recording()
+    looked_at(pair, 1.0)
+    looked_at(pair, 1e-12)
+    (at_source, source), (at_target, _) = seen
+    assert torch.equal(at_source, source)
+    scale = Latents.of(pair.fitted, "image")
+    a, b = (each.transpose(0, 1) for each in (volume(5), volume(8)))
+    latents = scale.encode({"source": a, "target": b, "residual": residual_image(a, b)})
+    torch.testing.assert_close(source, torch.cat([latents["source"]] * 2, 1))
+    torch.testing.assert_close(at_target, torch.cat([latents["residual"], latents["target"]], 1), rtol=0, atol=1e-4)
+
+
+def test_how_many_slices_are_looked_at_together_changes_no_feature():
+    pair = made("rlbcd")
+    (whole,), parts = looked_at(pair, 0.5), looked_at(pair.with_windows(2), 0.5)
+    assert [len(part["residual", "encoder", 1]) for part in parts] == [2, 2, 1]
+    for key, each in whole.items():
+        torch.testing.assert_close(torch.cat([part[key] for part in parts]), each, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("tables", "said"),
     [
         ({"consistency": {"fusion": "linear"}}, "fusion = 'linear' with residual = 'image'"),
         ({"consistency": {"weights": "x"}}, "consistency.weights without autoencoder.weights"),
-        ({"estimate": {"stride": 3}}, "estimate.stride = 3"),
-        ({"draw": {"ends": "live"}}, "draw.ends = 'live'"),
         ({"guidance": {"scales": [1, 2, 4]}}, r"scales has \[4\]"),
     ],
 )

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from scanbridge.metrics.statistics import leaders, paired, summarise
 from scanbridge.report.figures import Dots, dot_plot
-from scanbridge.report.page import ReportContext, Subject, Uncertainty, render, verdict
+from scanbridge.report.page import Less, ReportContext, Subject, Uncertainty, render, verdict
 from scanbridge.report.picture import Picture
 from scanbridge.report.planes import Strip
 
@@ -104,6 +105,16 @@ def test_every_picture_is_described_and_every_table_captioned_and_scoped():
     assert all(attrs["scope"] in {"col", "row", "rowgroup"} for attrs in outline.all("th"))
     assert outline.all("html") == [{"lang": "en"}]
     assert len(outline.all("h1")) == 1
+
+
+def test_a_map_of_uncertainty_is_held_against_maps_that_know_nothing():
+    against = {"gradient": Less(11, 12, 0.2, 0.1, 0.3), "constant": Less(5, 12, -0.02, -0.1, 0.1)}
+    text = render(context(uncertainty=replace(FULL["uncertainty"], against=against)))
+    found = re.findall(r"smaller than that of [^<]*", text)
+    assert "the gradient of the source in 11 of 12 patients; on average it is 0.20 SUV smaller" in found[0]
+    assert "told apart" not in found[0]
+    assert "a constant in 5 of 12 patients; on average it is 0.02 SUV larger" in found[1]
+    assert "cannot be told apart" in found[1]
 
 
 def test_what_a_user_wrote_is_text_and_never_markup():

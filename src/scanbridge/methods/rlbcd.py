@@ -11,20 +11,18 @@ Axes: B batch, D slices, c channels of a latent, (h, w) its size; a pair is stac
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
-from scanbridge.bridge.noise import ItemNoise, NoiseSource
-from scanbridge.bridge.parametrize import decode, encode
+from scanbridge.bridge.noise import ItemNoise
 from scanbridge.errors import UserError
-from scanbridge.methods.autoencoding import FirstStage, Role, autoencoder_stage
+from scanbridge.methods.autoencoding import FirstStage, Role, autoencoder_stage, residual_image
 from scanbridge.methods.base import (
     Batch,
     Draws,
@@ -37,19 +35,21 @@ from scanbridge.methods.base import (
     TrainingCase,
     Translator,
 )
+from scanbridge.methods.consistency import Consistency, consistency_stage, fusion_of
 from scanbridge.methods.latent import LatentItems, Latents, by_slices, fit_latents, reconstruct
+from scanbridge.methods.pairing import Ending, maps_between, paired_noise, walked_noise
 from scanbridge.methods.selection import End, Selection, kept, together
-from scanbridge.methods.walks import Bridge, Walk, draw_times, embedded_time
+from scanbridge.methods.walks import Bridge, Walk, draw_times, embedded_time, loss_weight
 from scanbridge.methods.windows import Network, bridge_denoiser, masked_loss, one_target
-from scanbridge.nets.dual import DualConfig, DualUNet
-from scanbridge.nets.fusion import Fusion, FusionConfig, FusionNet, consistency_map, linear
-from scanbridge.nets.unet import UNet
+from scanbridge.nets.dual import Branch, DualConfig, Features
+from scanbridge.nets.pair import PairNet
 from scanbridge.strict import Strict
 
 TRUSTED = 0.5
 """Times below which an estimate of x_0 is one, and not yet a mean over what it might be: there the LCS is trained."""
 
-Branch = Literal["residual", "enhanced"]
+SIGNALS = ("branches", "consistency")
+"""What this method alone can say of where it is unsure: the branches' disagreement, and the map of the score."""
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "RLBCD": {},
@@ -74,27 +74,13 @@ class Guidance(Strict):
     max_tokens: int = Field(default=1024, gt=0, description="positions beyond which keys and values are averaged")
 
 
-class Consistency(Strict):
-    """The network that fuses target and residual to the source, and the score that it gives (eq. 11)."""
-
-    fusion: Literal["net", "linear"] = Field(
-        default="net", description="learned, or target - residual: exact for the latent residual"
-    )
-    weight: float = Field(default=0.1, ge=0, description="lambda, of the score in the bridges' loss")
-    channels: int = Field(default=32, gt=0)
-    convolutions: int = Field(default=4, ge=2)
-    images: PositiveInt | None = Field(default=None, description="slices that it is trained on, or train.images")
-    learning_rate: float | None = Field(default=None, gt=0)
-    weights: str | None = Field(default=None, description="folder of this stage in another run, instead of training")
-
-
 class PairWalk(Walk):
     """A walk of both branches; the published one is BBDM's own chain of 200 steps."""
 
     @property
     def _published(self) -> dict[str, Any]:
         chain = {"walk": "marginals", "grid": "published", "start": "source", "eta": 1.0, "calls": 200}
-        return {**chain, "order": 1, "variance": "none", "temperature": 1.0, "stride": 1}
+        return {**chain, "order": 1, "variance": "none", "temperature": 1.0}
 
 
 class Config(Strict):
@@ -142,25 +128,6 @@ def _dual(config: Config) -> DualConfig:
     )
 
 
-class PairNet(nn.Module):
-    """The network of the branches on stacked channels: states (B, n c, h, w) and sources alike -> (B, n c, h, w)."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.n, self.told = len(config.order), config.condition == "concat"
-        dual = _dual(config)
-        self.net: DualUNet | UNet = DualUNet(dual) if self.n == 2 else UNet(dual.branch)
-
-    def forward(self, state: Tensor, source: Tensor, t: Tensor) -> Tensor:
-        """Give the outputs; `t` (B,) as the embedding takes it."""
-        states, sources = state.chunk(self.n, dim=1), source.chunk(self.n, dim=1)
-        seen = [torch.cat(each, dim=1) for each in zip(states, sources, strict=True)] if self.told else list(states)
-        if isinstance(self.net, DualUNet):
-            return torch.cat(self.net(seen[0], seen[1], t), dim=1)
-        out: Tensor = self.net(seen[0], t)
-        return out
-
-
 def stages(config: Config, targets: Sequence[str]) -> tuple[Stage, ...]:
     """Give the stages: autoencoder, consistency network where one is learned, bridges.
 
@@ -176,7 +143,8 @@ def stages(config: Config, targets: Sequence[str]) -> tuple[Stage, ...]:
     first = replace(first, about={**first.about, "residual": config.residual})
     later = [_bridges_stage(config, target)]
     if config.branches == "both" and config.consistency.fusion == "net":
-        later.insert(0, _consistency_stage(config, target, first.about))
+        channels = config.autoencoder.latent_channels
+        later.insert(0, consistency_stage(config.consistency, target, config.residual, channels, first.about))
     return first, replace(later[0], fit=fit), *later[1:]
 
 
@@ -187,13 +155,6 @@ def _refuse_impossible(config: Config) -> None:
             "residual = 'latent', for which target - residual is the source",
             "set one of the two",
         )
-    for name, walk in (("estimate", config.estimate), ("draw", config.draw)):
-        if walk.stride > 1 or walk.ends != "copy":
-            raise UserError(
-                f"{name}.stride = {walk.stride}, {name}.ends = '{walk.ends}' for slices that do not overlap",
-                "stride = 1 and ends = 'copy'",
-                "leave them out: a latent method has no windows",
-            )
     if config.consistency.weights is not None and config.autoencoder.weights is None:
         raise UserError(
             "consistency.weights without autoencoder.weights",
@@ -202,43 +163,9 @@ def _refuse_impossible(config: Config) -> None:
         )
 
 
-def _consistency_stage(config: Config, target: str, autoencoder: Mapping[str, Any]) -> Stage:
-    """Give the stage that trains H_E on clean latents: (target, residual) -> source (section 3.5)."""
-    own = config.consistency
-    shape = FusionConfig(
-        latent_channels=config.autoencoder.latent_channels, channels=own.channels, convolutions=own.convolutions
-    )
-
-    def loss(fitted: Fitted, batch: Batch, noise: ItemNoise) -> tuple[Tensor, dict[str, float]]:  # noqa: ARG001
-        item = LatentItems.of(Latents.of(fitted, config.residual), batch, target)
-        fused = fitted.networks["fusion"](item.latents["target"], item.latents["residual"])
-        return masked_loss(fused, item.latents["source"], item.known, "l2"), {}
-
-    return Stage(
-        "consistency",
-        Item(radius=0),
-        lambda: {"fusion": FusionNet(shape)},
-        loss,
-        images=own.images,
-        learning_rate=own.learning_rate,
-        about={**autoencoder, "consistency.channels": own.channels, "consistency.convolutions": own.convolutions},
-        weights=None if own.weights is None else Path(own.weights),
-    )
-
-
-def fusion_of(config: Config, fitted: Fitted, scale: Latents) -> Fusion:
-    """Give H_E, ``(target, residual) -> source`` on normalised latents; frozen, and open to gradients of its inputs."""
-    if config.consistency.fusion == "net":
-        learned: Fusion = fitted.networks["fusion"]
-        return learned
-    return lambda target, residual: scale.normalise(
-        "source", linear(scale.denormalise("target", target), scale.denormalise("residual", residual))
-    )
-
-
 def _bridges_stage(config: Config, target: str) -> Stage:
     """Give the stage that trains the bridges (eq. 3, 6 with weight 1, and eq. 11)."""
-    bridge, process = config.bridge, config.bridge.process()
+    bridge = config.bridge
 
     def loss(fitted: Fitted, batch: Batch, noise: ItemNoise) -> tuple[Tensor, dict[str, float]]:
         scale = Latents.of(fitted, config.residual)
@@ -246,34 +173,34 @@ def _bridges_stage(config: Config, target: str) -> Stage:
         ends = torch.cat([item.latents[role] for role in config.roles], dim=1)
         source = item.latents["source"]
         sources = torch.cat([source] * len(config.order), dim=1)
-        t, eps = draw_times(bridge, noise), _noise(config, noise, source.shape[1:])
-        state = process.diffuse(ends, sources, eps, t)
-        label = encode(bridge.predict, process, t, ends, sources, eps)
+        t = draw_times(bridge, noise)
+        eps = paired_noise(noise, len(config.order), source.shape[1:], shared=config.noise == "shared")
+        state = bridge.process().diffuse(ends, sources, eps, t)
+        label = bridge.label(t, ends, sources, eps)
         output = fitted.networks["bridges"](state, sources, embedded_time(bridge, t))
         parts = zip(output.chunk(len(config.order), 1), label.chunk(len(config.order), 1), strict=True)
         terms: dict[str, Tensor] = {
-            branch: masked_loss(made, wanted, item.known, bridge.loss)
+            branch: masked_loss(made, wanted, item.known, bridge.loss, loss_weight(bridge, t).to(made))
             for branch, (made, wanted) in zip(config.order, parts, strict=True)
         }
         total = torch.stack([*terms.values()]).sum()
         near = t < TRUSTED
         if config.branches == "both" and config.consistency.weight > 0 and bool(near.any()):
-            pair = decode(bridge.predict, process, t[near], output[near], state[near], sources[near])
+            pair = bridge.estimate(t[near], output[near], state[near], sources[near])
             r, y = pair.chunk(2, dim=1)
-            error = masked_loss(fusion_of(config, fitted, scale)(y, r), source[near], item.known[near], "l2")
+            error = masked_loss(
+                fusion_of(config.consistency, fitted, scale)(y, r), source[near], item.known[near], "l2"
+            )
             terms["consistency"] = error * near.sum() / len(near)  # of all items: those near the source count as 0
             total = total + config.consistency.weight * terms["consistency"]
         return total, {name: float(term.detach()) for name, term in terms.items()}
 
-    return Stage("bridges", Item(radius=0), lambda: {"bridges": PairNet(config)}, loss)
-
-
-def _noise(config: Config, noise: ItemNoise, shape: Sequence[int]) -> Tensor:
-    """Draw the noise of the stacked channels, the enhanced branch's first: alone it is BBDM to the bit."""
-    first = noise.normal(shape)
-    if config.branches != "both":
-        return first
-    return torch.cat([first if config.noise == "shared" else noise.normal(shape), first], dim=1)
+    return Stage(
+        "bridges",
+        Item(radius=0),
+        lambda: {"bridges": PairNet(_dual(config), len(config.order), told=config.condition == "concat")},
+        loss,
+    )
 
 
 def translator(config: Config, fitted: Fitted) -> Translator:
@@ -337,7 +264,7 @@ class Pair:
 
     def _walked(self, source: Tensor, settings: Walk, request: Request, number: int, calls: tuple[int, int]) -> End:
         """Walk one draw, and decode it; `calls` are those made before, and of all."""
-        config, scale, n = self.config, self._scale, settings.windows
+        config, scale, n = self.config, self.scale, settings.windows
         x = by_slices(lambda part: scale.encode({"source": part})["source"], source, slices=n)
         sources = torch.cat([x] * len(config.order))
         network = bridge_denoiser(config.bridge, self.fitted.networks["bridges"])
@@ -346,9 +273,7 @@ class Pair:
             return by_slices(lambda part, y: network(part, y, t), state, sources, slices=n)
 
         def noise(step: int) -> Tensor:
-            names = ["enhanced"] * 2 if config.noise == "shared" and len(config.order) == 2 else config.order
-            drawn = (NoiseSource(request.seed, request.subject, draw=number, stage=name) for name in names)
-            return torch.cat([each(step, x.shape, x.device) for each in drawn])
+            return walked_noise(request, number, step, x, config.order, shared=config.noise == "shared")
 
         def told(call: int, of: int) -> None:  # noqa: ARG001
             if request.on_call is not None:
@@ -356,44 +281,47 @@ class Pair:
 
         sd = config.bridge.residual_scale
         pair = settings.take(denoise, config.bridge, sources, noise, residual_scale=sd, on_call=told)
-        return self._ended(source, x, dict(zip(config.roles, pair.chunk(len(config.order)), strict=True)), n)
+        return self._ended(source, x, dict(zip(config.roles, pair.chunk(len(config.order)), strict=True)), slices=n)
 
-    def _ended(self, source: Tensor, x: Tensor, ends: dict[Role, Tensor], n: int) -> End:
-        """Decode what the branches end at, and score it."""
-        scale, size, volumes = self._scale, source.shape[2:], list[Tensor]()
-        if "target" in ends:
-            volumes += by_slices(lambda y: scale.decode("target", y, size), ends["target"], slices=n)
-        if "residual" in ends:
-            volumes += by_slices(self._by_residual, source, x, ends["residual"], slices=n)
-        if len(volumes) == 1:
-            return End(volumes[0], {}, None)
+    def features(self, source: Tensor, target: Tensor, t: float, request: Request) -> Iterator[Features]:
+        """Give the maps of both branches at time `t` of the bridges between the true ends, slices in turn (fig. 2).
 
-        def scored(y: Tensor, r: Tensor, wanted: Tensor) -> Tensor:
-            return consistency_map(self._fusion(y, r), wanted)
+        Parameters
+        ----------
+        source, target
+            (1, D, H, W) in [-1, 1]; the bridges are where training shows them to the network.
+        t
+            In (0, 1].
+        request
+            Whose seed and subject the noise comes from.
+        """
+        config, scale, n = self.config, self.scale, self.config.estimate.windows
 
-        score = by_slices(scored, ends["target"], ends["residual"], x, slices=n)
-        doubt = by_slices(lambda part: scale.spread(part, size), (-score).clamp(min=0).sqrt(), slices=n)[0]
-        signals = {"branches": (volumes[0] - volumes[1]).abs() / 2, "consistency": doubt}
-        return End(volumes[0], signals, float(score.mean()))
+        def latents(a: Tensor, b: Tensor) -> Tensor:
+            images: dict[Role, Tensor] = {"source": a, "target": b}
+            if config.residual == "image":
+                images["residual"] = residual_image(a, b)
+            found = scale.encode(images)
+            return torch.cat([found[role] for role in ("source", *config.roles)], dim=1)
 
-    def _by_residual(self, source: Tensor, x: Tensor, residual: Tensor) -> Tensor:
-        """Give the target (n, 1, H, W) that the residual branch says: source + 2 Dec(r), or Dec(x + r), clipped."""
-        scale, size = self._scale, source.shape[2:]
-        if self.config.residual == "image":
-            return (source + 2 * scale.decode("residual", residual, size)).clamp(-1, 1)
-        latent = scale.denormalise("source", x) + scale.denormalise("residual", residual)
-        return scale.draw(latent, size).clamp(-1, 1)
+        x, *ends = by_slices(latents, source, target, slices=n).chunk(1 + len(config.order))
+        eps = walked_noise(request, 0, 0, x, config.order, shared=config.noise == "shared")
+        network, sources = self.fitted.networks["bridges"], torch.cat([x] * len(ends))
+        return maps_between(config.bridge, network, torch.cat(ends), sources, eps, t, slices=n)
 
     @cached_property
-    def _scale(self) -> Latents:
+    def scale(self) -> Latents:
+        """From images to latents and back."""
         return Latents.of(self.fitted, self.config.residual)
 
     @cached_property
-    def _fusion(self) -> Fusion:
-        return fusion_of(self.config, self.fitted, self._scale)
+    def _ended(self) -> Ending:
+        both = self.config.branches == "both"
+        fusion = fusion_of(self.config.consistency, self.fitted, self.scale) if both else None
+        return Ending(self.scale, fusion)
 
     def _pooled(self, source: Tensor) -> dict[str, Any]:
         """Say at which scales attention has fewer keys than positions."""
-        size = self._scale.autoencoder.config.latent_size(source.shape[2:])
+        size = self.scale.autoencoder.config.latent_size(source.shape[2:])
         pooled = _dual(self.config).pooled(size) if self.config.branches == "both" else {}
         return {"attention_pooled": {str(scale): list(n) for scale, n in pooled.items()}} if pooled else {}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from scanbridge.bridge import process as processes
 from scanbridge.bridge.noise import ItemNoise
+from scanbridge.bridge.parametrize import decode, encode
 from scanbridge.bridge.process import Process
 from scanbridge.bridge.sample import (
     DEFAULT_RESIDUAL_SCALE,
@@ -51,6 +52,14 @@ class Bridge(Strict):
     def process(self) -> Process:
         """Give the process."""
         return processes.brownian_bridge(self.s)
+
+    def label(self, t: Tensor, target: Tensor, source: Tensor, noise: Tensor) -> Tensor:
+        """Give what the network should predict at times (B,) of images (B, ...)."""
+        return encode(self.predict, self.process(), t, target, source, noise, residual_scale=self.residual_scale)
+
+    def estimate(self, t: Tensor, output: Tensor, state: Tensor, source: Tensor) -> Tensor:
+        """Give the x_0 that the network's output stands for, at times (B,)."""
+        return decode(self.predict, self.process(), t, output, state, source, residual_scale=self.residual_scale)
 
 
 class Walk(Strict):

@@ -12,7 +12,6 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from scanbridge.bridge.noise import ItemNoise
-from scanbridge.bridge.parametrize import decode, encode
 from scanbridge.bridge.process import as_time
 from scanbridge.errors import UserError
 from scanbridge.methods.base import Batch, Fitted, Item, Stage, Statistics, TrainingCase
@@ -182,12 +181,11 @@ def bridge_loss(
 
     Source: Li et al. 2023 (BBDM), algorithm 1; CT2MRI, eq. 3, without its weight.
     """
-    process = settings.process()
     t = draw_times(settings, noise)
     eps = noise.normal(target.shape[1:])
-    state = process.diffuse(target, source, eps, t)
-    label = encode(settings.predict, process, t, target, source, eps, residual_scale=settings.residual_scale)
+    state = settings.process().diffuse(target, source, eps, t)
     output = network(state, source, embedded_time(settings, t))
+    label = settings.label(t, target, source, eps)
     return masked_loss(output, label, valid, settings.loss, loss_weight(settings, t).to(output))
 
 
@@ -195,11 +193,10 @@ def bridge_denoiser(
     settings: Bridge, network: Callable[[Tensor, Tensor, Tensor], Tensor]
 ) -> Callable[[Tensor, Tensor, float], Tensor]:
     """Read a bridge's network as a denoiser ``(state, source, t) -> x_0`` of images (B, ...)."""
-    process = settings.process()
 
     def denoise(state: Tensor, source: Tensor, t: float) -> Tensor:
         times = as_time(t).to(state.device).expand(len(state))
         output = network(state, source, embedded_time(settings, times))
-        return decode(settings.predict, process, times, output, state, source, residual_scale=settings.residual_scale)
+        return settings.estimate(times, output, state, source)
 
     return denoise

@@ -14,6 +14,7 @@ REFERENCES = {
     "floor:histogram": "the source with the histogram of the training targets",
     "floor:intensity": "the mean target value of each source value in the training patients",
     "floor:regression": "a plain regression network trained on the same patients",
+    "ceiling:autoencoder": "what the autoencoder keeps of the truth; no translation through it should do better",
     "one-call": "the bridge's own first estimate, one network call",
     "best-possible": "the best that any method could reach on simulated data",
 }
@@ -96,7 +97,7 @@ def metric_name(metric: str, unit: str = "1") -> str:
 
 def is_floor(run: str) -> bool:
     """Say whether a run needs no network or is a bound: it is shown as a mark to compare with."""
-    return run.startswith("floor:") or run in REFERENCES
+    return run.startswith(("floor:", "ceiling:")) or run in REFERENCES
 
 
 def number(value: float | None, unit: str, *, signed: bool = False) -> str:

@@ -1,0 +1,1 @@
+"""What the two branches of an RLBCD run are like, and what their consistency score is worth."""
