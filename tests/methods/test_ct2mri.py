@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_laws import TARGET, made, volume
 
+from scanbridge.bridge.noise import ItemNoise
 from scanbridge.errors import UserError
 from scanbridge.methods.base import Fitted, TrainingCase
 from scanbridge.methods.ct2mri import N_BINS, style_key
@@ -89,6 +92,19 @@ def test_the_statistics_are_those_of_the_cases(ct2mri):
     assert torch.equal(statistics["style_keys"][1], style_key(volume(31)[0]))
     assert torch.equal(statistics["source_keys"][0], style_key(volume(20)[0]))
     assert made("ct2mri", style={"use": False}).stage.fit(cases, Fitted()) == {}
+
+
+def test_an_item_that_is_told_the_average_key_does_not_know_whose_it_is():
+    for share, equal in ((0.0, False), (1.0, True)):
+        method = made("ct2mri", style={"average": share}, bridge={"at_source": 1.0})
+        losses = []
+        for case in ([0, 1, 2], [2, 0, 1]):
+            batch = replace(method.batch(), case=torch.tensor(case))
+            losses.append(method.stage.loss(method.fitted, batch, ItemNoise([1, 2, 3]))[0])
+        assert torch.equal(*losses) is equal
+    keys = method.fitted.statistics["style_keys"]
+    own = [method.draw(volume(1), style=style).volumes for style in ("average", keys.double().mean(0).float())]
+    assert torch.equal(*own)
 
 
 @pytest.mark.parametrize("product", ["estimate", "draw"])

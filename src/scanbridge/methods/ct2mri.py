@@ -18,6 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from scanbridge.bridge.noise import ItemNoise
 from scanbridge.bridge.sample import Corrector, Langevin
 from scanbridge.errors import UserError, nearest
 from scanbridge.methods.base import Batch, Draws, Effort, Fitted, Request, Stage, Statistics, TrainingCase, Translator
@@ -44,6 +45,9 @@ class Style(Strict):
 
     use: bool = True
     choice: Literal["average", "nearest"] = "average"
+    average: float = Field(
+        default=0.0, ge=0, le=1, description="share of the training items that are told the average key, not their own"
+    )
 
 
 class Correction(Strict):
@@ -90,10 +94,14 @@ def stages(config: Config, targets: Sequence[str]) -> tuple[Stage, ...]:
             "source_keys": torch.stack([style_key(case.source) for case in cases]),
         }
 
-    def own(fitted: Fitted, batch: Batch) -> Tensor:
-        return fitted.statistics["style_keys"][batch.case]
+    def told(fitted: Fitted, batch: Batch, noise: ItemNoise) -> Tensor:
+        every = fitted.statistics["style_keys"]
+        if config.style.average == 0:
+            return every[batch.case]
+        blind = noise.uniform()[:, None, None] < config.style.average
+        return torch.where(blind, average_key(every), every[batch.case])
 
-    return (bridge_stage(config, target, Tokens(N_BINS, own, keys) if config.style.use else Tokens()),)
+    return (bridge_stage(config, target, Tokens(N_BINS, told, keys) if config.style.use else Tokens()),)
 
 
 def translator(config: Config, fitted: Fitted) -> Translator:
@@ -135,12 +143,17 @@ def style_tokens(config: Config, statistics: Statistics, source: Tensor, style: 
     style = style or config.style.choice
     keys = statistics["style_keys"]
     if style == "average":
-        return keys.double().mean(dim=0).float()
+        return average_key(keys)
     if style == "nearest":
         # Wasserstein-1 between histograms of one support is the L1 distance of their cumulative sums
         distance = (statistics["source_keys"][:, 1].cpu() - style_key(source)[1]).abs().sum(dim=1)
         return keys[int(distance.argmin())]
     raise UserError(f"--style {style}", "average, nearest, own, or a file", nearest(style, [*STYLES, "own"]))
+
+
+def average_key(keys: Tensor) -> Tensor:
+    """Give the mean (3, 128) of keys (n, 3, 128)."""
+    return keys.double().mean(dim=0).float()
 
 
 def langevin(config: Config, source: Tensor) -> Langevin:

@@ -99,13 +99,13 @@ class Tokens:
     channels
         Width of a token; 0 for none.
     of
-        Gives the tokens of a training batch.
+        ``(fitted, batch, noise) -> tokens`` of a training batch.
     fit
         Gives the statistics that they are made of, see `Stage.fit`.
     """
 
     channels: int = 0
-    of: Callable[[Fitted, Batch], Tensor | None] = lambda fitted, batch: None  # noqa: ARG005
+    of: Callable[[Fitted, Batch, ItemNoise], Tensor | None] = lambda fitted, batch, noise: None  # noqa: ARG005
     fit: Callable[[Sequence[TrainingCase], Fitted], Statistics] = lambda cases, before: {}  # noqa: ARG005
 
 
@@ -162,7 +162,7 @@ def bridge_stage(config: WindowBridge, target: str, tokens: Tokens = Tokens()) -
         return {"unet": WindowNet(config.network, width, state=True, tokens=tokens.channels)}
 
     def loss(fitted: Fitted, batch: Batch, noise: ItemNoise) -> tuple[Tensor, dict[str, float]]:
-        network = partial(fitted.networks["unet"], tokens=tokens.of(fitted, batch))
+        network = partial(fitted.networks["unet"], tokens=tokens.of(fitted, batch, noise))
         source, label, valid = batch.source, batch.targets[target], batch.valid[target]
         return bridge_loss(config.bridge, network, source, label, valid, noise), {}
 
