@@ -13,6 +13,7 @@ import pytest
 import torch
 from scipy import stats
 
+from scanbridge import load
 from scanbridge.data.nifti import read
 from scanbridge.errors import UserError
 from scanbridge.head import FILE, LEAST, MOST, Head, Lesson, cross_fit, fit_head
@@ -202,8 +203,12 @@ def test_a_run_without_draws_or_walk_has_intervals_by_its_head(headed, apart, ei
     bare = volumes(apart, flair(eight, "p4"), tmp_path / "without")
     np.testing.assert_array_equal(made[".nii.gz"], bare[".nii.gz"])
     wide, doubt = made["_high.nii.gz"] - made["_low.nii.gz"], made["_uncertainty.nii.gz"]
-    assert (np.diff(wide.ravel()[np.argsort(doubt, axis=None)]) > -1e-4 * wide.max()).all()
+    assert (
+        np.diff(wide.ravel()[np.argsort(doubt, axis=None)]) > -3e-4 * held(headed)["procedure"]["scale"]["high"]
+    ).all()
     assert not np.array_equal(doubt, bare["_uncertainty.nii.gz"])
+    assert set(load(headed, device="cpu").translate(flair(eight, "p4")).signals) == {"head"}
+    assert set(load(apart, device="cpu").translate(flair(eight, "p4")).signals) == {"windows"}
 
 
 def test_its_own_patients_keep_the_promise_by_the_files_alone(headed, eight, tmp_path):
@@ -224,10 +229,11 @@ def test_the_val_subjects_choose_among_all_signals(headed, apart, eight, tmp_pat
     run = copied(apart, tmp_path / "run")
     said = done(calibrate(run, eight))
     choice = held(run)["choice"]
-    assert set(choice) == {"windows", "head"}
-    assert held(run)["signal"] == min(choice, key=lambda name: choice[name])
+    assert set(choice) == {"windows", "head", "constant"}
+    assert held(run)["signal"] == min(set(choice) - {"constant"}, key=lambda name: choice[name])
     assert choice["head"] == held(headed)["choice"]["head"]
     assert "mean width on the val subjects" in said.err
+    assert f"constant {choice['constant']:.4g}" in said.err
 
 
 def test_killed_while_fitting_it_goes_on_to_the_same_bytes(apart, headed, eight, tmp_path):

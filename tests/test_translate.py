@@ -303,7 +303,9 @@ def test_a_method_without_a_walk_refuses_a_quality(regression, scans, tmp_path):
     words = ["translate", regression, scans / "new0.nii.gz", *DEVICE, "--out", tmp_path / "out"]
     assert "a regression has no walk" in scanbridge(*words, "--quality", "paper").fault
     assert not (tmp_path / "out").exists() or not contents(tmp_path / "out")
-    assert "1 scans, 1 network call each on 2 mirror images: about" in done(scanbridge(*words, "--quality", "normal")).err
+    assert (
+        "1 scans, 1 network call each on 2 mirror images: about" in done(scanbridge(*words, "--quality", "normal")).err
+    )
 
 
 def test_calls_that_fall_together_on_trained_steps_are_said_and_stored(cohort, scans, tmp_path):

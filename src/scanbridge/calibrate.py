@@ -25,6 +25,8 @@ from scanbridge.truth import load_truth
 
 PARTS = ("calibration", "external")
 TOUCHED = {"train": "trained on", "val": "validated on", "test": "set apart for its test"}
+CONSTANT = "constant"
+"""Intervals of one width: no signal. Its width stands beside those of the signals, and it is never chosen."""
 FLOOR = 1e-3
 """Smallest expected error, as a share of the scale: a voxel without doubt is no voxel without error."""
 
@@ -246,29 +248,70 @@ def _choose(
     samples: int,
     say: Callable[[str], None],
 ) -> _Chosen:
-    """Fit the maps on the val patients, and let these choose the signal of the narrowest intervals."""
-    floor = FLOOR * residuals.model.scales[residuals.target].range
+    """Let the val patients choose the signal of the narrowest intervals."""
     if not val:
         name = names[0]
         say(f"no val subjects of the run in {residuals.table.path.name}: nothing is chosen, the map is '{name}' itself")
-        return _Chosen(name, Monotone((), (), floor), "the identity, for want of val subjects", {})
+        return _Chosen(name, Monotone((), (), _floor(residuals)), "the identity, for want of val subjects", {})
+    learned, flat = learn_signals(residuals, val, names, promise, samples)
+    widths = {name: each.width for name, each in learned.items()}
+    best = min(widths, key=lambda name: widths[name])
+    say("mean width on the val subjects: " + ", ".join(f"{n} {w:.4g}" for n, w in {**widths, CONSTANT: flat}.items()))
+    if flat <= widths[best]:
+        say("no signal is narrower than one width for all voxels; a signal says beyond that where to look")
+    n = len({row.subject for row in val})
+    origin = f"a rising map fitted on {n} val subject{'' if n == 1 else 's'}"
+    return _Chosen(best, learned[best].expected, origin, {**widths, CONSTANT: flat}, learned[best].head)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What the val patients know of a signal.
+
+    Parameters
+    ----------
+    expected
+        Its map to the expected |error|.
+    width
+        Mean width, in the target's unit, of the intervals that would have served just them.
+    head
+        What makes the signal, where that is learned: fitted on all of them, while each was judged by one of others.
+    """
+
+    expected: Monotone
+    width: float
+    head: Head | None = None
+
+
+def learn_signals(
+    residuals: Residuals, val: Sequence[Row], names: Sequence[str], promise: Promise, samples: int = 0
+) -> tuple[dict[str, Learned], float]:
+    """Give what the val patients know of the signals that they have, by name, and the width that needs no signal.
+
+    Parameters
+    ----------
+    residuals, val
+        What translates, and whom; two patients at least where the head is among `names`.
+    names, promise, samples
+        The signals, what is to be promised, and the draws that signals of draws are made of.
+    """
     options = Options(samples=samples, interval=False)
     judges, head = _heads(residuals, val, options) if HEAD in names else ({}, None)
     held = residuals.samples(val, names, options, judges)
-    fitted: dict[str, Monotone] = {}
-    widths: dict[str, float] = {}
+    learned: dict[str, Learned] = {}
     for name, people in held.items():
-        fitted[name] = fit_monotone([doubt for doubt, _ in people], [error for _, error in people], floor=floor)
-        halves = [fitted[name](doubt) for doubt, _ in people]
-        ladders = [ladder(error, half) for (_, error), half in zip(people, halves, strict=True)]
-        mean = float(np.mean([half.mean(dtype=np.float64) for half in halves]))
-        widths[name] = 2 * promise.plain_factor(ladders) * mean
-    best = min(widths, key=lambda name: widths[name])
-    if len(widths) > 1:
-        say("mean width on the val subjects: " + ", ".join(f"{name} {width:.4g}" for name, width in widths.items()))
-    n = len({row.subject for row in val})
-    origin = f"a rising map fitted on {n} val subject{'' if n == 1 else 's'}"
-    return _Chosen(best, fitted[best], origin, widths, head if best == HEAD else None)
+        doubts, errors = zip(*people, strict=True)
+        expected = fit_monotone(doubts, errors, floor=_floor(residuals))
+        halves = [expected(doubt) for doubt in doubts]
+        factor = promise.plain_factor([ladder(error, half) for error, half in zip(errors, halves, strict=True)])
+        width = 2 * factor * float(np.mean([half.mean(dtype=np.float64) for half in halves]))
+        learned[name] = Learned(expected, width, head if name == HEAD else None)
+    flat = promise.plain_factor([ladder(error, 1.0) for _, error in next(iter(held.values()))])
+    return learned, 2 * flat
+
+
+def _floor(residuals: Residuals) -> float:
+    return FLOOR * residuals.model.scales[residuals.target].range
 
 
 def _heads(residuals: Residuals, val: Sequence[Row], options: Options) -> tuple[dict[str, Head], Head]:

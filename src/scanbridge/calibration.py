@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +28,9 @@ FILE = "calibration.json"
 FOLDER = "calibration"
 HEADS = f"{FOLDER}/head"
 RESTORE = "calibrate the run again, or remove the file"
+
+STEPS = 2**11
+"""Fewest steps of a bound from one end of the scale to the other: a step is far below any width."""
 
 FOREIGN = ("weights", "grid", "scale")
 """Parts of a procedure that a run's own calibration cannot differ in."""
@@ -160,10 +164,17 @@ class Calibration(Strict):
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Give low and high of every voxel, in the target's unit: low <= estimate <= high.
 
-        They are not cut at the ends of the target's window, so that they may be resampled like any image.
+        They are rounded outwards to a step that is small beside the scale: half the bytes on disk, and no promise
+        suffers. They are not cut at the ends of the target's window, so that they may be resampled like any image.
         """
-        half = np.float32(self.factor) * self.expected(signal)
-        return estimate - half, estimate + half
+        half, step = np.float32(self.factor) * self.expected(signal), np.float32(self.step)
+        return np.floor((estimate - half) / step) * step, np.ceil((estimate + half) / step) * step
+
+    @property
+    def step(self) -> float:
+        """What bounds are rounded to, in the target's unit: the power of two below a `STEPS`-th of the scale."""
+        scale = self.procedure["scale"]
+        return float(2.0 ** math.floor(math.log2((scale["high"] - scale["low"]) / STEPS)))
 
 
 def calibration_for(model: Model, target: str, options: Options) -> tuple[Calibration | None, str]:
@@ -224,7 +235,7 @@ def _said(part: str, value: Any) -> str:
         case "draws", {"samples": int(samples)}:
             return f"the spread of draws as they are by default, --samples {samples}"
         case "walk", {"calls": int(calls)}:
-            return f"another walk ({calls} calls)"
+            return f"another walk ({calls} call{'' if calls == 1 else 's'})"
         case "target" | "style", _:
             return f"another {part} ({value or 'the default'})"
     return f"other {part}"

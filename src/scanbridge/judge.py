@@ -148,7 +148,8 @@ def judge_run(
     if calibration is not None:
         low, high = (beside(f"_{end}") for end in ENDS)
         judged[0] = with_interval(judged[0], truth, scale, calibration, prediction, low, high)
-    if facts["made"]["estimate"]["calls"] > 1:
+    made = facts["made"]["estimate"]
+    if made["calls"] > 1 or made.get("walk", {}).get("mirror"):
         first = translate_volume(model, read(source), replace(options, product="one-call", samples=0))
         own = Volume(first.data, first.affine, None, "").grid
         values = resample(first.data, own, truth.grid, fill=scale.low)[0]
@@ -196,16 +197,19 @@ def _to_judge(model: Model, facts: dict[str, Any]) -> Calibration | None:
 def with_interval(
     judged: Judged, truth: Truth, scale: Scale, calibration: Calibration, estimate: Array, low: Array, high: Array
 ) -> Judged:
-    """Hold an interval (low, high on the truth's grid, in the written unit) against the truth; add it to the rows."""
+    """Hold an interval (low, high on the truth's grid, in the written unit) against the truth; add it to the rows.
+
+    The promise is about the foreground; of every marked region it is said what lies outside there.
+    """
     body, real = truth.regions["foreground"], truth.written(scale)
     unit = truth.data_range / scale.range
     outside = missed(real, low, high)
-    wide = high - low
+    wide, flat = high - low, np.abs(real - estimate) > calibration.constant
     kept = Kept(
         calibration=calibration,
         miss=float(outside[body].mean()),
         width=float(wide[body].mean(dtype=np.float64)) * unit,
-        miss_constant=float((np.abs(real - estimate) > calibration.constant)[body].mean()),
+        miss_constant=float(flat[body].mean()),
         width_constant=2 * calibration.constant * unit,
         by_width=by_quartile(outside, wide, body),
     )
@@ -213,6 +217,12 @@ def with_interval(
         _line(judged.run, truth, "foreground", metric, truth.unit if metric.startswith("width") else "1", value)
         for metric, value in vars(kept).items()
         if isinstance(value, float)
+    ]
+    lines += [
+        _line(judged.run, truth, region, metric, "1", float(each[held].mean()))
+        for region, held in truth.regions.items()
+        if region not in ("volume", "foreground") and held.any()
+        for metric, each in (("miss", outside), ("miss_constant", flat))
     ]
     return replace(judged, rows=[*judged.rows, *lines], kept=kept)
 

@@ -49,7 +49,8 @@ class Translation:
         (I, J, K) in the target's unit, low <= data <= high: the interval of the run's calibration; None where that
         promises nothing for this translation, and `facts` says why.
     signals
-        All raw signals by name, (I, J, K) in the target's unit; `uncertainty` is one of them.
+        Raw signals by name, (I, J, K) in the target's unit, `uncertainty` among them; beside an interval no more than
+        it takes.
     seen
         What a learned signal sees, on the model grid, see `scanbridge.signals.Drawn`.
     """
@@ -163,7 +164,10 @@ def translate_volume(
     spread = torch.from_numpy(moments.spread) if moments.n > 1 else None
     data = home(estimate.volumes[0])
     made_of = Drawn(estimate, spread, torch.from_numpy(prepared.source), head_for(model, calibration))
-    signals = {name: home(each, difference=True) for name, each in signals_of(made_of).items()}
+    raw = signals_of(made_of)
+    shown = next(name for name in (HEAD, "spread", "windows") if name in raw)
+    needed = raw if calibration is None else {shown, calibration.signal}  # others would be resampled for nobody
+    signals = {name: home(each, difference=True) for name, each in raw.items() if name in needed}
     low, high = None, None
     if calibration is None:
         facts["interval"] = {"none": why}
@@ -176,7 +180,7 @@ def translate_volume(
         }
     return Translation(
         data=data,
-        uncertainty=next(signals[name] for name in (HEAD, "spread", "windows") if name in signals),
+        uncertainty=signals[shown],
         affine=affine,
         facts=facts,
         low=low,

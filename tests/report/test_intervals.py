@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from html import escape
 
 from scanbridge.metrics.conformal import Promise
@@ -45,6 +46,13 @@ def test_the_constant_width_stands_beside_and_units_are_said():
     own, flat = table.lines
     assert (own.cells[1].main, flat.cells[1].main, flat.floor) == ("300.0", "400.0", True)
     assert len(own.cells) == len(flat.cells) == len(table.columns)
+
+
+def test_marked_regions_have_a_table_of_their_own_and_without_one_there_is_none():
+    rows = {"tumour": {"miss": row("miss", 0.3), "miss_constant": row("miss_constant", 0.5)}}
+    table = interval_tables(replace(found([0.1]), regions=rows))["regions"]
+    assert [(line.head, *(cell.main for cell in line.cells)) for line in table.lines] == [("tumour", "0.300", "0.500")]
+    assert interval_tables(found([0.1]))["regions"] is None
 
 
 def test_a_long_list_is_cut_and_says_so():

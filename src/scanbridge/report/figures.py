@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ Values = Sequence[float] | npt.NDArray[np.floating[Any]]
 COLOURS = ("#1f5fa8", "#c2571a", "#2e7d4f", "#7a4ea3", "#a88400", "#0f7f86")
 _GREY, _RULE = "#6b7280", "#e5e7eb"
 _DASHED = (0, (4, 3))
+_REFERENCES = (_DASHED, (0, (1, 2)), (0, (6, 2, 1, 2)))
+"""Lines of references, so that one is told from the next."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +92,16 @@ def curves(
     Parameters
     ----------
     series
-        References are dashed and grey.
+        References are broken and grey.
     points
         Mark every point, where there are few and each was measured.
     """
     with _style():
         figure, axes = _plot(4.4, 3.0)
-        colours = iter(COLOURS * (1 + len(series) // len(COLOURS)))
+        colours, marks = itertools.cycle(COLOURS), itertools.cycle(_REFERENCES)
         for line in series:
-            colour = _GREY if line.reference else next(colours)
-            style, marker = (_DASHED if line.reference else "-"), ("o" if points and not line.reference else "")
+            colour, style = (_GREY, next(marks)) if line.reference else (next(colours), "-")
+            marker = "o" if points and not line.reference else ""
             axes.plot(
                 line.x, line.y, color=colour, linestyle=style, marker=marker, markersize=4, lw=1.5, label=line.label
             )

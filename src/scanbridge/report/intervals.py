@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from scanbridge.report.tables import Cell, Line, Table, interval, number, patients, remarks
@@ -29,6 +29,8 @@ class Intervals:
         Rows of `metrics.statistics.summarise` by metric: miss, width, and the same with ``_constant``.
     quarters
         Share outside by quarter of width, the narrowest first, mean over patients.
+    regions
+        Rows of miss and miss_constant by marked region.
     """
 
     run: str
@@ -38,12 +40,13 @@ class Intervals:
     within: tuple[float, float]
     rows: Mapping[str, Mapping[str, Any]]
     quarters: Sequence[float]
+    regions: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
 
 
 def interval_tables(found: Intervals) -> dict[str, Any]:
     """Lay out what the intervals of a run did beside those of one width, and its patients, the worst first."""
     unit = found.rows["width"]["unit"]
-    columns = ("Outside ↓", f"Width{'' if unit == '1' else f' ({unit})'} ↓", *(f"Outside, {q}" for q in QUARTERS))
+    columns = ("Share outside ↓", f"Width{'' if unit == '1' else f' ({unit})'} ↓", *(f"Outside, {q}" for q in QUARTERS))
     own, flat = ([_measured(found.rows[metric + end]) for metric in ("miss", "width")] for end in ("", "_constant"))
     lines = (
         Line(found.run, (*own, *(Cell(number(share, "1")) for share in found.quarters))),
@@ -68,8 +71,26 @@ def interval_tables(found: Intervals) -> dict[str, Any]:
     return {
         "promise": f"{found.run} promises: {found.promise}.",
         "table": Table(f"{found.run}: does the interval keep its promise?", "Interval", columns, lines, notes),
+        "regions": _by_region(found),
         "worst": Table(f"{found.run}: patients, the worst first", "Patient", columns[:2], listed, more),
     }
+
+
+def _by_region(found: Intervals) -> Table | None:
+    """Lay out the misses in marked regions; None where there is none."""
+    if not found.regions:
+        return None
+    lines = tuple(
+        Line(region, tuple(_measured(rows[metric]) for metric in ("miss", "miss_constant")))
+        for region, rows in found.regions.items()
+    )
+    notes = (
+        "The promise is about the foreground as a whole, and a region may be missed altogether: read here what is "
+        "outside where it matters. Means over the patients who have the region.",
+        *remarks(lines),
+    )
+    columns = ("Share outside ↓", "Share outside, one width ↓")
+    return Table(f"{found.run}: outside, region by region", "Region", columns, lines, notes)
 
 
 def _measured(row: Mapping[str, Any]) -> Cell:

@@ -6,7 +6,7 @@ The page is one file that asks for nothing else: no script, no font, no request;
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -57,14 +57,32 @@ class Subject:
     note: str = ""
 
 
+MAPS = {"model": "the run's map", "gradient": "the gradient of the source", "constant": "a constant"}
+
+
+@dataclass(frozen=True)
+class Less:
+    """How far the areas of the run's map are below another's: in `better` of `n` patients; mean and 95 % interval."""
+
+    better: int
+    n: int
+    mean: float | None
+    low: float | None
+    high: float | None
+
+
 @dataclass(frozen=True)
 class Uncertainty:
-    """Rows of map, Spearman, AURC and E-AURC (means over patients, None where there is none), and plots."""
+    """Rows of map, Spearman, AURC and E-AURC (means over patients, None where there is none), and plots.
+
+    `against` says of the maps that know nothing how far their areas are above that of the run's.
+    """
 
     rows: Sequence[tuple[str, float | None, float | None, float | None]]
     unit: str
     n: int
     plots: Sequence[Picture] = ()
+    against: Mapping[str, Less] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -202,7 +220,7 @@ def _uncertainty_table(found: Uncertainty | None) -> Table | None:
         return None
     lines = tuple(
         Line(
-            name,
+            MAPS.get(name, name),
             (Cell(number(rho, "1")), Cell(number(area, found.unit)), Cell(number(excess, found.unit))),
             floor=name in {"gradient", "constant"},
         )
@@ -215,7 +233,20 @@ def _uncertainty_table(found: Uncertainty | None) -> Table | None:
         "the source and a constant know nothing of the model."
     )
     columns = ("Spearman ↑", f"AURC{unit} ↓", f"E-AURC{unit} ↓")
-    return Table("Does the uncertainty point at the errors?", "Map", columns, lines, (note,))
+    said = tuple(_against(name, less, found.unit) for name, less in found.against.items())
+    return Table("Does the uncertainty point at the errors?", "Map", columns, lines, (*said, note))
+
+
+def _against(name: str, less: Less, unit: str) -> str:
+    """Say whether the run's map ranks errors better than one that knows nothing."""
+    better = f"The area of the run's map is smaller than that of {MAPS[name]} in {less.better} of {patients(less.n)}"
+    if less.mean is None or less.low is None or less.high is None:
+        return f"{better}."
+    amount = f"{number(abs(less.mean), unit)}{'' if unit == '1' else f' {unit}'}"
+    way = "smaller" if less.mean >= 0 else "larger"
+    spans = interval({"low": less.low, "high": less.high, "unit": unit}, signed=True)
+    apart = ": the two cannot be told apart" if less.low <= 0 <= less.high else ""
+    return f"{better}; on average it is {amount} {way}, 95 % interval of the difference {spans}{apart}."
 
 
 def _listed(names: Sequence[str]) -> str:
