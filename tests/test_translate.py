@@ -263,7 +263,8 @@ def test_what_it_will_take_is_said_before_it_starts_and_not_where_all_is_done(ru
     words = ["translate", run, scans / "new0.nii.gz", scans / "new1.nii.gz", "--out", tmp_path, *DEVICE]
     said = done(scanbridge(*words, "--samples", 2)).err
     assert re.search(
-        r"^2 scans, 1 network call each on 2 mirror images, and 8 for each of 2 draws: about \d+ (s|min), [\d.]+ GB of memory$",
+        r"^2 scans, 1 network call each on 2 mirror images, and 8 for each of 2 draws: "
+        r"about \d+ (s|min), [\d.]+ GB of memory$",
         said,
         re.M,
     )
