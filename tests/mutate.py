@@ -1,4 +1,4 @@
-"""Plants small faults in the core, one at a time, and demands that its laws find every one of them.
+"""Plants small faults in the core and in what methods share, one at a time: the laws must find every one of them.
 
 ``python tests/mutate.py`` prints a table and exits with 1 if a fault survives; ``python tests/mutate.py eta`` tries the
 faults whose name holds "eta". Each fault lives in a temporary copy of the package, first on the path.
@@ -22,15 +22,17 @@ PACKAGE = ROOT / "src" / "scanbridge"
 
 @dataclass(frozen=True)
 class Fault:
-    """`old` becomes `new` in bridge/`file`; tests/bridge/test_`law`.py must fail."""
+    """`old` becomes `new` in `folder`/`file`.py; tests/`folder`/test_`law`.py must fail."""
 
     name: str
     file: str
     old: str
     new: str
     law: str
+    folder: str = "bridge"
 
 
+OF_WALKS = ("walks", "methods")
 FAULTS = [
     Fault("bridge: factor 2 lost in the variance", "process", "sqrt(2 * s * t", "sqrt(s * t", "process"),
     Fault("bridge: s and t swapped in the carry", "process", "lambda s_, t: s_ / t", "lambda s_, t: t / s_", "process"),
@@ -112,6 +114,30 @@ FAULTS = [
     Fault("lift: source of another piece", "volume", "(self._source, index)", "(self._source, index[::-1])", "volume"),
     Fault("noise: draw ignored", "noise", "self.draw, self.stage", "0, self.stage", "noise"),
     Fault("noise: stage ignored", "noise", "self.stage, step)", '"bridge", step)', "noise"),
+    Fault("walks: theta without its scale", "walks", "torch.atan(settings.residual_scale * ", "torch.atan(", *OF_WALKS),
+    Fault("walks: training times without it", "walks", "/ 2) / settings.residual_scale", "/ 2)", *OF_WALKS),
+    Fault("walks: weight upside down", "walks", "** settings.weight", "** -settings.weight", *OF_WALKS),
+    Fault("walks: all items at the source end", "walks", "(u - share).clamp(min=0)", "(0 * u)", *OF_WALKS),
+    Fault(
+        "volumes: mirror image not turned back",
+        "volumes",
+        "source.flip(flip), t).flip(flip)",
+        "source.flip(flip), t)",
+        *OF_WALKS,
+    ),
+    Fault("volumes: state not mirrored", "volumes", "denoise(state.flip(flip)", "denoise(state", *OF_WALKS),
+    Fault(
+        "volumes: another axis mirrored", "volumes", "AXES.index(axis) + 2", "(AXES.index(axis) + 1) % 3 + 2", *OF_WALKS
+    ),
+    Fault("volumes: mirror images cost nothing", "volumes", "calls, n * passes", "calls, passes", *OF_WALKS),
+    Fault(
+        "ct2mri: the own key for the average",
+        "ct2mri",
+        "blind, average_key(every), every[batch.case]",
+        "blind, every[batch.case], average_key(every)",
+        "ct2mri",
+        "methods",
+    ),
 ]
 
 
@@ -120,12 +146,12 @@ def findings(fault: Fault) -> tuple[bool, str]:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "scanbridge"
         shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-        target = copy / "bridge" / f"{fault.file}.py"
+        target = copy / fault.folder / f"{fault.file}.py"
         text = target.read_text(encoding="utf-8")
         if text.count(fault.old) != 1:
             return False, f"the text to change occurs {text.count(fault.old)} times"
         target.write_text(text.replace(fault.old, fault.new), encoding="utf-8")
-        law = ROOT / "tests" / "bridge" / f"test_{fault.law}.py"
+        law = ROOT / "tests" / fault.folder / f"test_{fault.law}.py"
         command = [sys.executable, "-m", "pytest", str(law), "-x", "-q", "--no-header", "-p", "no:cacheprovider"]
         environment = {**os.environ, "PYTHONPATH": folder, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

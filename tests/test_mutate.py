@@ -9,6 +9,6 @@ from mutate import FAULTS, PACKAGE, ROOT, Fault
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_fault_has_one_place_and_a_file_of_laws(fault: Fault) -> None:
-    text = (PACKAGE / "bridge" / f"{fault.file}.py").read_text(encoding="utf-8")
+    text = (PACKAGE / fault.folder / f"{fault.file}.py").read_text(encoding="utf-8")
     assert text.count(fault.old) == 1
-    assert (ROOT / "tests" / "bridge" / f"test_{fault.law}.py").is_file()
+    assert (ROOT / "tests" / fault.folder / f"test_{fault.law}.py").is_file()
