@@ -21,7 +21,7 @@ from scanbridge.metrics.conformal import Control, Monotone, Promise
 from scanbridge.model import Model
 from scanbridge.options import Options
 from scanbridge.runs.config import to_toml
-from scanbridge.signals import HEAD, OF_DRAWS, SIGNALS
+from scanbridge.signals import HEAD, OF_DRAWS, SIGNALS, WINDOWS
 from scanbridge.strict import Strict
 
 FILE = "calibration.json"
@@ -208,8 +208,10 @@ def calibration_for(model: Model, target: str, options: Options) -> tuple[Calibr
 
 
 def known_signals(model: Model) -> tuple[str, ...]:
-    """Give the signals that every translation can have, and those that a method has alone and names in `SIGNALS`."""
-    return (*SIGNALS, *getattr(load_method(model.common.method), "SIGNALS", ()))
+    """Give the signals that every translation can have, and those that a run's method has alone."""
+    name_own = getattr(load_method(model.common.method), "signals", None)
+    own: tuple[str, ...] = () if name_own is None else name_own(model.config)
+    return (*(name for name in SIGNALS if name != WINDOWS or not own), *own)
 
 
 def head_for(model: Model, calibration: Calibration | None) -> Head | None:

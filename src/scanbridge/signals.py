@@ -2,7 +2,7 @@
 
 A signal is one function: of what a translation drew it makes a map, or None where this translation has none. To add
 one, write the function and name it in `SIGNALS`; calibration then tries it. What a method alone can say comes with its
-estimate, and the method names it in a `SIGNALS` of its own.
+estimate, and the method names it in its ``signals(config)``.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Signal(Protocol):
 
 
 def windows(drawn: Drawn) -> Tensor | None:
-    """Give the disagreement of the windows that hold a voxel, at the estimate's last call."""
-    return drawn.estimate.uncertainty
+    """Give the disagreement of the windows that hold a voxel, at the last call; None for a method with its own maps."""
+    return None if drawn.estimate.signals else drawn.estimate.uncertainty
 
 
 def spread(drawn: Drawn) -> Tensor | None:
@@ -64,8 +64,8 @@ def head(drawn: Drawn) -> Tensor | None:
     return None if drawn.head is None else drawn.head(drawn.seen)
 
 
-HEAD = "head"
-SIGNALS: dict[str, Signal] = {"windows": windows, "spread": spread, HEAD: head}
+HEAD, WINDOWS = "head", "windows"
+SIGNALS: dict[str, Signal] = {WINDOWS: windows, "spread": spread, HEAD: head}
 OF_DRAWS = ("spread",)
 """Signals that need draws."""
 

@@ -23,7 +23,7 @@ from scanbridge.methods.base import Draws, Product
 from scanbridge.metrics.draws import Moments
 from scanbridge.model import Model
 from scanbridge.options import Options
-from scanbridge.signals import HEAD, Drawn, signals_of
+from scanbridge.signals import HEAD, WINDOWS, Drawn, signals_of
 
 OnDraw = Callable[[int, NDArray[np.float32], NDArray[np.float64]], None]
 """Takes a draw as soon as it is made: its number (0-based), its values and its affine, as in `Translation`."""
@@ -165,7 +165,7 @@ def translate_volume(
     data = home(estimate.volumes[0])
     made_of = Drawn(estimate, spread, torch.from_numpy(prepared.source), head_for(model, calibration))
     raw = signals_of(made_of)
-    shown = next(name for name in (HEAD, "spread", "windows") if name in raw)
+    shown = next(name for name in (HEAD, "spread", WINDOWS, *raw) if name in raw)
     needed = raw if calibration is None else {shown, calibration.signal}  # others would be resampled for nobody
     signals = {name: home(each, difference=True) for name, each in raw.items() if name in needed}
     low, high = None, None

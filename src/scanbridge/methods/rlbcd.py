@@ -48,9 +48,6 @@ from scanbridge.strict import Strict
 TRUSTED = 0.5
 """Times below which an estimate of x_0 is one, and not yet a mean over what it might be: there the LCS is trained."""
 
-SIGNALS = ("branches", "consistency")
-"""What this method alone can say of where it is unsure: the branches' disagreement, and the map of the score."""
-
 ABLATIONS: dict[str, dict[str, Any]] = {
     "RLBCD": {},
     "w/o SAM": {"guidance.align": "sum"},
@@ -113,6 +110,11 @@ class Config(Strict):
         """What the branches lead to."""
         ends: dict[Branch, Role] = {"residual": "residual", "enhanced": "target"}
         return tuple(ends[branch] for branch in self.order)
+
+
+def signals(config: Config) -> tuple[str, ...]:
+    """Name the method's own maps of where it is unsure: how far the branches disagree, and the score's map."""
+    return ("branches", "consistency") if config.branches == "both" else ()
 
 
 def _dual(config: Config) -> DualConfig:
