@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from scanbridge.report.picture import Picture
+from scanbridge.report.template import template
 
 
 @dataclass(frozen=True)
@@ -45,13 +44,4 @@ class CheckContext:
 
 def render_check(context: CheckContext) -> str:
     """Give the page as one string of HTML that asks for nothing else."""
-    return _ENVIRONMENT.get_template("check.html.j2").render(context=context)
-
-
-_ENVIRONMENT = Environment(
-    loader=PackageLoader("scanbridge.report"),
-    autoescape=True,  # subject names and paths are the user's text
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+    return template("check.html.j2").render(context=context)

@@ -130,7 +130,7 @@ def _sharpness(found: Drawn) -> tuple[bool, str] | None:
     right = abs(draw - 1) <= CLOSE
     goal = f"{'within' if right else 'not within'} {100 * CLOSE:.0f} % of 1"
     shares = f"{number(draw, '1')} of the truth's sharpness ({goal}), the estimate {number(estimate, '1')}"
-    return right, f"a draw has {shares}"
+    return right, f"a draw has {shares}; grain counts as sharpness, so look at the pictures"
 
 
 def _contrast(found: Drawn, each: Contrast) -> tuple[bool, str] | None:

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from scanbridge.report.draws import PRODUCTS, Drawn, draw_block
 from scanbridge.report.intervals import Intervals, interval_tables
 from scanbridge.report.picture import Picture
@@ -28,6 +26,7 @@ from scanbridge.report.tables import (
     patients,
     summary_table,
 )
+from scanbridge.report.template import template
 
 MAIN = ("psnr", "ssim_3d", "ssim_axial", "mae", "nrmse", "sharpness")
 """Columns of the main table, where the caller names no others."""
@@ -140,7 +139,7 @@ class ReportContext:
 
 def render(context: ReportContext) -> str:
     """Give the page as one string of HTML."""
-    return _ENVIRONMENT.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         title=context.title or f"{context.source} to {_listed(context.targets)}",
         context=context,
         verdict=verdict(context),
@@ -251,12 +250,3 @@ def _against(name: str, less: Less, unit: str) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-_ENVIRONMENT = Environment(
-    loader=PackageLoader("scanbridge.report"),
-    autoescape=True,  # subject names and settings are the user's text
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from scanbridge.report.picture import Picture
 from scanbridge.report.tables import Table
+from scanbridge.report.template import template
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,4 @@ class SectionsContext:
 
 def render_sections(context: SectionsContext) -> str:
     """Give the page as one string of HTML that asks for nothing else."""
-    return _ENVIRONMENT.get_template("sections.html.j2").render(context=context)
-
-
-_ENVIRONMENT = Environment(
-    loader=PackageLoader("scanbridge.report"),
-    autoescape=True,  # subject names and settings are the user's text
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+    return template("sections.html.j2").render(context=context)

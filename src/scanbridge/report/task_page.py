@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from scanbridge.report.picture import Picture, png
 from scanbridge.report.planes import Look
 from scanbridge.report.tables import Table
+from scanbridge.report.template import template
 
 Plane = npt.NDArray[Any]
 
@@ -42,7 +42,7 @@ class Pictured:
 
 @dataclass(frozen=True)
 class TaskContext:
-    """Everything the page says; `tables` are shown in order, each after the other."""
+    """Everything the page says; `tables` are shown in order, each after the other, `verb` is the command."""
 
     title: str
     data: Sequence[tuple[str, str]]
@@ -53,11 +53,12 @@ class TaskContext:
     legend: str
     limits: Sequence[str]
     settings: Sequence[tuple[str, str]]
+    verb: str = "downstream"
 
 
 def render_task(context: TaskContext) -> str:
     """Give the page as one string of HTML that asks for nothing else."""
-    return _ENVIRONMENT.get_template("task.html.j2").render(context=context)
+    return template("task.html.j2").render(context=context)
 
 
 def side_by_side(
@@ -101,12 +102,3 @@ def _overlay(found: Plane, truth: Plane) -> npt.NDArray[np.float32]:
     for marked, colour in ((found & ~truth, _EXTRA), (truth & ~found, _MISSED)):
         colours[marked] = (*colour, 0.55)
     return colours
-
-
-_ENVIRONMENT = Environment(
-    loader=PackageLoader("scanbridge.report"),
-    autoescape=True,  # subject names and settings are the user's text
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
