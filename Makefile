@@ -33,11 +33,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 # Eight simulated people, six to learn from and two to be judged on: what a user does with a cohort of their own.
 COHORT := --cohort $(DEMO)/cohort/cohort.csv
 LEARN := $(COHORT) --cache $(DEMO)/cache --set 'split.test=[0]' --set train.images=4000
+DRAWS := --set bridge.images=2000
 
 demo: install
 	$(SCANBRIDGE) simulate brain --subjects 8 --size 96 --out $(DEMO)/cohort
 	$(SCANBRIDGE) check $(DEMO)/cohort/cohort.csv
-	$(SCANBRIDGE) train configs/ct2mri-small.toml $(LEARN) --run $(DEMO)/ct2mri
+	$(SCANBRIDGE) train configs/ct2mri-small.toml $(LEARN) $(DRAWS) --run $(DEMO)/ct2mri
 	$(SCANBRIDGE) train configs/regression-small.toml $(LEARN) --run $(DEMO)/regression
 	$(SCANBRIDGE) compare $(DEMO)/ct2mri $(DEMO)/regression $(COHORT) --out $(DEMO)
 	@echo
@@ -61,7 +62,7 @@ real-short: data install
 	$(SCANBRIDGE) check $(DATA)/stroke/cohort.csv
 	$(SCANBRIDGE) check $(DATA)/sts/cohort.csv
 	$(SCANBRIDGE) train configs/ct2mri-small.toml --cohort $(DATA)/ms/cohort.csv --run $(REAL)/run \
-	    --cache $(REAL)/cache --set 'split.test=["sub-07"]' --set train.images=64 --set train.checkpoint_every=32
+	    --cache $(REAL)/cache --set 'split.test=["sub-07"]' --set train.images=64 --set bridge.images=32 --set train.checkpoint_every=32
 	$(SCANBRIDGE) translate $(REAL)/run $(DATA)/ms/sub-07/sub-07_FLAIR.nii.gz --out $(REAL)/translations
 	$(SCANBRIDGE) evaluate $(REAL)/run --cohort $(DATA)/ms/cohort.csv --translations $(REAL)/translations --out $(REAL)
 

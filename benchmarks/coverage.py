@@ -112,7 +112,7 @@ def simulated(asked: argparse.Namespace) -> None:
     on_val = {
         name: width / span for name, width in [*((n, each.width) for n, each in learned.items()), (CONSTANT, flat)]
     }
-    said = f"{model.common.method}, {model.common.train.images:,} windows of {len(split['train'])} people"
+    said = f"{model.common.method}, {model.trained_for} of {len(split['train'])} people"
     facts = {**about(asked), "trained": said, "patients": len(others), "width_on_val": on_val, "rows": rows}
     frame = pd.DataFrame(
         {"subject": row.subject, "signal": name, "needs": promise.needs(each.ladder), "width": each.width}

@@ -28,10 +28,11 @@ from scanbridge.trials import Row, Trials, judge_rows, listing, plan_rows, slug,
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CT2MRI, BBDM, REGRESSION = (CONFIGS / f"{name}-small.toml" for name in ("ct2mri", "bbdm", "regression"))
 TARGET = {
+    "regression.use": False,
     "bridge.predict": "target",
     "bridge.times": "continuous",
     "bridge.at_source": 0.7,
-    "bridge.weight": 0.0,
+    "bridge.images": 12000,
     "estimate.calls": 4,
     "estimate.mirror": [],
 }

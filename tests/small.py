@@ -96,7 +96,8 @@ def training(
     cohort: Path, run: Path, *settings: str, config: str | Path = "ct2mri-small.toml", tiny: Sequence[str] = TINY
 ) -> list[object]:
     """Give the arguments of a small training."""
-    sets = [word for setting in (*tiny, *settings) for word in ("--set", setting)]
+    own = ("bridge.images=24",) if Path(config).stem in ("bbdm-small", "ct2mri-small") else ()
+    sets = [word for setting in (*tiny, *own, *settings) for word in ("--set", setting)]
     return ["train", CONFIGS / config, "--cohort", cohort, "--run", run, "--device", "cpu", *sets]
 
 

@@ -18,15 +18,20 @@ import torch
 from safetensors.torch import load_file
 
 from scanbridge.data.nifti import read, write
-from scanbridge.methods import regression, windows
+from scanbridge.methods import regression, window_bridge
 from scanbridge.methods.base import Item, Stage
 from scanbridge.plan import plan_run
 from scanbridge.runs.log import read_log
 from scanbridge.train import train_run
-from small import CONFIGS, TINY, Outcome, Strike, changed, child, copied, done, scanbridge, training
+from small import CONFIGS, TINY, Outcome, Strike, changed, child, copied, done, scanbridge
+from small import training as usual
 
 FIT, CHECKPOINT = "scanbridge.fit", "scanbridge.runs.checkpoint"
-LONG = ("train.images=80", "train.checkpoint_every=16")  # 62 windows: the second epoch begins in the 16th of 20 updates
+LONG = (
+    "train.images=80",
+    "bridge.images=80",
+    "train.checkpoint_every=16",
+)  # 62 windows: the second epoch begins in the 16th of 20 updates
 POINTS = {
     "before the first checkpoint": Strike(CHECKPOINT, "save_file", 1),
     "before the first update": Strike(FIT, "_update", 1),
@@ -40,8 +45,13 @@ POINTS = {
 }
 
 
-def weights(run: Path) -> bytes:
-    return (run / "stages" / "bridge" / "weights.safetensors").read_bytes()
+def training(cohort: Path, run: Path, *settings: str) -> list[object]:
+    """Give the arguments of a training of one stage, whose every update is counted."""
+    return usual(cohort, run, "regression.use=false", "bridge.at_source=0.5", *settings)
+
+
+def weights(run: Path, stage: str = "bridge") -> bytes:
+    return (run / "stages" / stage / "weights.safetensors").read_bytes()
 
 
 def logged(run: Path) -> list[tuple[int, float]]:
@@ -82,6 +92,39 @@ def test_a_run_that_is_asked_to_leave_saves_first(cohort, whole, tmp_path, numbe
     assert json.loads(newest(tmp_path / "run").read_text())["images"] == 24
     done(scanbridge(*arguments))
     assert weights(tmp_path / "run") == weights(whole)
+
+
+def test_a_run_of_two_stages_that_was_killed_in_the_second_ends_with_the_same_bits(cohort, run, tmp_path):
+    arguments = usual(cohort, tmp_path / "run")
+    in_the_second = Strike(FIT, "_update", 24 // 4 + 3)
+    assert child(arguments, tmp_path / "log", strike=in_the_second).wait().code == -signal.SIGKILL
+    first = tmp_path / "run" / "stages" / "regression" / "weights.safetensors"
+    trained = first.stat().st_mtime_ns
+    done(scanbridge(*arguments))
+    assert first.stat().st_mtime_ns == trained
+    for stage in ("regression", "bridge"):
+        assert weights(tmp_path / "run", stage) == weights(run, stage)
+
+
+def test_the_regression_before_a_bridge_is_that_of_a_regression_run_to_the_bit(cohort, tmp_path):
+    bridge, alone = tmp_path / "bridge", tmp_path / "alone"
+    done(scanbridge(*usual(cohort, bridge, config="bbdm-small.toml")))
+    done(scanbridge(*usual(cohort, alone, config="regression-small.toml")))
+    assert weights(bridge, "regression") == weights(alone, "regression")
+    taken = f'regression.weights="{alone}/stages/regression"'
+    done(scanbridge(*usual(cohort, tmp_path / "taken", taken, config="bbdm-small.toml")))
+    assert weights(tmp_path / "taken") == weights(bridge)
+    other = scanbridge(*usual(cohort, tmp_path / "no", taken, "radius=2", config="bbdm-small.toml"))
+    assert other.code == 2
+    assert "radius = 1" in other.fault
+    assert not (tmp_path / "no" / "config.toml").exists()
+
+
+def test_a_share_at_the_source_after_a_regression_is_refused(cohort, tmp_path):
+    outcome = scanbridge(*usual(cohort, tmp_path / "run", "bridge.at_source=0.5"))
+    assert outcome.code == 2
+    assert "bridge.at_source = 0.5 with regression.use" in outcome.fault
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(cohort, whole, tmp_path):
@@ -128,7 +171,7 @@ def test_a_second_process_on_a_run_folder_is_refused_at_once(cohort, whole, tmp_
 
 
 def test_another_configuration_is_refused_and_the_difference_named(cohort, run):
-    outcome = scanbridge(*training(cohort, run, "train.learning_rate=0.5"))
+    outcome = scanbridge(*usual(cohort, run, "train.learning_rate=0.5"))
     assert outcome.code == 2
     assert "learning_rate = 0.001" in outcome.fault
     assert "learning_rate = 0.5" in outcome.fault
@@ -137,7 +180,7 @@ def test_another_configuration_is_refused_and_the_difference_named(cohort, run):
 def test_another_cohort_is_refused_and_the_difference_named(cohort, run, tmp_path):
     other = copied(cohort.parent, tmp_path / "other") / cohort.name
     changed(other.parent / "p2" / "p2_t1w.nii.gz", lambda data: 2 * data)
-    outcome = scanbridge(*training(other, copied(run, tmp_path / "run")))
+    outcome = scanbridge(*usual(other, copied(run, tmp_path / "run")))
     assert outcome.code == 2
     assert "cohort.json" in outcome.fault
     assert "p2" in outcome.fault
@@ -146,13 +189,13 @@ def test_another_cohort_is_refused_and_the_difference_named(cohort, run, tmp_pat
 
 def planted(monkeypatch, bad) -> None:
     """Make the loss of some calls NaN; the first two calls are the forecast's."""
-    count, honest = itertools.count(-1), windows.masked_loss
+    count, honest = itertools.count(-1), window_bridge.masked_loss
 
     def loss(*arguments):
         value = honest(*arguments)
         return value * math.nan if bad(next(count)) else value
 
-    monkeypatch.setattr(windows, "masked_loss", loss)
+    monkeypatch.setattr(window_bridge, "masked_loss", loss)
 
 
 def test_one_loss_that_is_not_finite_costs_the_way_back_to_the_last_checkpoint(cohort, tmp_path, monkeypatch):
@@ -175,13 +218,13 @@ def test_a_training_that_does_not_converge_stops_and_keeps_the_last_good_state(c
 
 
 def test_an_update_of_a_gradient_that_is_not_finite_is_not_made(cohort, tmp_path, monkeypatch):
-    count, honest = itertools.count(-1), windows.masked_loss
+    count, honest = itertools.count(-1), window_bridge.masked_loss
 
     def steep(output, *others):
         value = honest(output, *others)
         return value + (0 * output).sum().sqrt() if next(count) == 4 else value  # worth 0, of slope 0 * infinity
 
-    monkeypatch.setattr(windows, "masked_loss", steep)
+    monkeypatch.setattr(window_bridge, "masked_loss", steep)
     done(scanbridge(*training(cohort, tmp_path / "run", "train.checkpoint_every=4")))
     facts = json.loads(newest(tmp_path / "run").read_text())
     assert (facts["images"], facts["updates"], facts["rollbacks"]) == (24, 6, 1)
@@ -250,7 +293,7 @@ def test_a_run_folder_says_what_it_is(cohort, run):
 
 def test_the_residual_scale_is_measured_on_val_subjects(cohort, run, tmp_path):
     assert json.loads((run / "residual_scale.json").read_text())["origin"] == "default, no val subjects"
-    done(scanbridge(*training(cohort, tmp_path / "run", 'split.val=["p3"]')))
+    done(scanbridge(*usual(cohort, tmp_path / "run", 'split.val=["p3"]')))
     found = json.loads((tmp_path / "run" / "residual_scale.json").read_text())
     assert found["origin"] == "1 val subjects"
     assert 0.05 < found["value"] < 1.5
@@ -279,12 +322,14 @@ def test_a_stage_sees_the_earlier_ones_frozen_and_has_its_own_length(cohort, tmp
     seen = []
 
     def fit(cases, before):
-        assert before.networks.keys() == {"unet"}
+        assert before.networks.keys() == {"regression"}
         return {"n_cases": torch.tensor(len(cases))}
 
     def loss(fitted, batch, noise):
-        first_guess = fitted.networks["unet"](None, batch.source, None)
-        seen.append(first_guess.requires_grad or any(p.requires_grad for p in fitted.networks["unet"].parameters()))
+        first_guess = fitted.networks["regression"](batch.source)
+        seen.append(
+            first_guess.requires_grad or any(p.requires_grad for p in fitted.networks["regression"].parameters())
+        )
         value = (fitted.networks["second"](first_guess) - batch.targets["t1w"]).square().mean()
         assert fitted.statistics["n_cases"] == len(plan.rows("train"))
         return value, {}
@@ -300,7 +345,7 @@ def test_a_stage_sees_the_earlier_ones_frozen_and_has_its_own_length(cohort, tmp
     assert images == {"regression": 24, "second": 8}
     assert seen
     assert not any(seen)
-    alone = scanbridge(*training(cohort, tmp_path / "alone", config="regression-small.toml"))
+    alone = scanbridge(*usual(cohort, tmp_path / "alone", config="regression-small.toml"))
     assert done(alone).code == 0
     one, other = (
         load_file(folder / "stages" / "regression" / "weights.safetensors")

@@ -321,5 +321,5 @@ def _settings(models: Mapping[str, Model]) -> list[tuple[str, str]]:
     for name, model in models.items():
         train, estimate = model.common.train, getattr(model.config, "estimate", None)
         walk = f"{estimate.walk}, {estimate.calls} calls, grid {estimate.grid}" if estimate else "one call"
-        rows.append((name, f"{model.common.method}; {train.images:,} images, seed {train.seed}; estimate: {walk}"))
+        rows.append((name, f"{model.common.method}; {model.trained_for}, seed {train.seed}; estimate: {walk}"))
     return rows

@@ -8,7 +8,7 @@ from scanbridge.calibration import Calibration
 from scanbridge.errors import UserError
 from scanbridge.files import read_json
 from scanbridge.likeness import Likeness
-from scanbridge.methods.base import load_method
+from scanbridge.methods.base import in_words, lengths, load_method
 from scanbridge.runs.config import Common, read_tree, split_tree, validate
 
 
@@ -25,7 +25,8 @@ def describe(run: Path) -> str:
         raise UserError(f"{run} is not a run folder", "a folder made by 'scanbridge train'", "check the path")
     shared, own = split_tree(read_tree(path))
     common = validate(Common, shared, str(path))
-    config = validate(load_method(common.method).Config, own, str(path))
+    method = load_method(common.method)
+    config = validate(method.Config, own, str(path))
     cohort = read_json(run / "cohort.json")
     grid = common.grid
     lines = [
@@ -45,7 +46,8 @@ def describe(run: Path) -> str:
         unit = f" {scale['unit']}" if scale["unit"] != "1" else ", mean percentiles of the training scans"
         lines.append(f"{name}: {kind}, {scale['low']:.4g} to {scale['high']:.4g}{unit}")
     lines.append(
-        f"trained on {common.train.images:,} images in batches of {common.train.batch_size}, seed {common.train.seed}"
+        f"trained on {in_words(lengths(method.stages(config, common.task.targets), common.train.images))} "
+        f"in batches of {common.train.batch_size}, seed {common.train.seed}"
     )
     for product in ("estimate", "draw"):
         walk = getattr(config, product, None)

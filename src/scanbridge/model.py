@@ -19,7 +19,7 @@ from scanbridge.data.cohort import ImageSpec
 from scanbridge.data.intensity import Scale, amplified, gain_to
 from scanbridge.errors import UserError
 from scanbridge.files import read_json
-from scanbridge.methods.base import Draws, Fitted, Request, Translator, load_method
+from scanbridge.methods.base import Draws, Fitted, Request, Translator, in_words, lengths, load_method
 from scanbridge.nets.precision import Precision, computing_in, precision_of
 from scanbridge.runs.config import Common, read_tree, split_tree, validate
 from scanbridge.stages import open_stage
@@ -133,6 +133,12 @@ class Model:
             device=place,
             precision=precision_of(precision, place),
         )
+
+    @property
+    def trained_for(self) -> str:
+        """How long its stages were trained, in words."""
+        stages = load_method(self.common.method).stages(self.config, self.common.task.targets)
+        return in_words(lengths(stages, self.common.train.images))
 
     @property
     def trained_on(self) -> set[str]:

@@ -15,7 +15,7 @@ from scanbridge.data.cache import Case, prepare
 from scanbridge.data.cohort import Cohort, Row, read_cohort
 from scanbridge.data.split import choose_split
 from scanbridge.errors import UserError, nearest
-from scanbridge.methods.base import load_method
+from scanbridge.methods.base import in_words, lengths, load_method
 from scanbridge.runs.config import Common, read_tree, split_tree, to_toml, validate
 
 
@@ -46,8 +46,14 @@ class Plan:
         people = ", ".join(f"{len(subjects)} {part}" for part, subjects in self.split.items() if subjects)
         return (
             f"{self.common.method}: {task.source} -> {', '.join(task.targets)}; subjects: {people}; "
-            f"{train.images:,} images in batches of {train.batch_size}"
+            f"{in_words(self.lengths)} in batches of {train.batch_size}"
         )
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """The images that each stage sees, but for stages whose weights are given."""
+        stages = self.method.stages(self.config, self.common.task.targets)
+        return lengths(stages, self.common.train.images)
 
     @property
     def text(self) -> str:

@@ -61,9 +61,7 @@ class Trial:
     @property
     def stages(self) -> dict[str, int]:
         """Images that its training sees, by stage; weights that were given to it have none."""
-        plan = self.trained
-        stages = plan.method.stages(plan.config, plan.common.task.targets)
-        return {each.name: each.images or plan.common.train.images for each in stages if each.weights is None}
+        return self.trained.lengths
 
     @property
     def logs(self) -> dict[str, list[dict[str, Any]]]:

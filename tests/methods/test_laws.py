@@ -17,6 +17,9 @@ from scanbridge.methods.base import Batch, Draws, Fitted, Request, Stage, Traini
 TARGET = "t1w"
 NETWORK = {"channels": 8, "multipliers": [1, 2], "head_channels": 8, "groups": 4}
 BRIDGES = [name for name in METHODS if name != "regression"]
+FIRST = " after a regression"
+KINDS = [*METHODS, *(f"{name}{FIRST}" for name in ("bbdm", "ct2mri"))]
+SPREADING = [kind for kind in KINDS if kind != "regression"]
 TINY_LATENT = {
     "autoencoder": {
         "channels": 8,
@@ -81,8 +84,10 @@ def volume(seed: int, shape: tuple[int, int, int] = SHAPE) -> Tensor:
 
 
 def made(name: str, **tables: Any) -> Made:
+    name, first = name.removesuffix(FIRST), name.endswith(FIRST)
     module = load_method(name)
-    config = module.Config.model_validate(merged({"network": NETWORK}, OWN.get(name, {}), tables))
+    after = {"regression": {"use": True}, "bridge": {"at_source": 0.0}} if first else {}
+    config = module.Config.model_validate(merged({"network": NETWORK}, OWN.get(name, {}), after, tables))
     stages = module.stages(config, [TARGET])
     cases = [TrainingCase(volume(i)[0], {TARGET: volume(10 + i)[0] ** 3}, volume(i)[0] > -0.5) for i in range(3)]
     torch.manual_seed(0)
@@ -125,7 +130,7 @@ def part(whole: Batch, i: int) -> Batch:
     )
 
 
-@pytest.fixture(params=METHODS)
+@pytest.fixture(params=KINDS)
 def method(request) -> Made:
     return made(request.param)
 
@@ -201,7 +206,7 @@ def test_every_call_is_told(method):
 
 
 def test_windows_of_one_slice_cannot_disagree():
-    for name in METHODS:
+    for name in KINDS:
         if made(name).windowed:
             drawn = made(name, radius=0).draw(volume(4))
             assert not drawn.uncertainty.any(), name
@@ -214,7 +219,7 @@ def test_more_than_one_target_is_refused():
             module.stages(module.Config(), ["a", "b"])
 
 
-@pytest.mark.parametrize("name", BRIDGES)
+@pytest.mark.parametrize("name", SPREADING)
 def test_draws_depend_on_seed_subject_and_number_alone(name):
     bridge, source = made(name), volume(5)
     many = bridge.draw(source, product="draw", samples=3)
@@ -227,7 +232,7 @@ def test_draws_depend_on_seed_subject_and_number_alone(name):
     torch.testing.assert_close(many.uncertainty, spread, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", BRIDGES)
+@pytest.mark.parametrize("name", SPREADING)
 def test_samples_without_spread_are_refused_before_any_call(name):
     told: list[int] = []
     bridge = made(name, draw={"temperature": 0.0})
@@ -260,7 +265,7 @@ def test_every_prediction_trains_and_walks(name, predict):
         assert bridge.draw(volume(6)).volumes.isfinite().all()
 
 
-@pytest.mark.parametrize("name", BRIDGES)
+@pytest.mark.parametrize("name", SPREADING)
 def test_one_call_is_one_call(name):
     bridge = made(name)
     told: list[int] = []
@@ -276,3 +281,30 @@ def test_a_regression_refuses_what_it_has_not():
     for asked in ({"product": "draw"}, {"samples": 2}, {"calls": 3}, {"grid": "theta"}, {"eta": 0.0}, {"order": 1}):
         with pytest.raises(UserError, match="a regression has no"):
             regression.draw(volume(1), **asked)
+
+
+@pytest.mark.parametrize("name", ["bbdm", "ct2mri"])
+@pytest.mark.parametrize("walk", [{"calls": 4}, {"calls": 3, "grid": "theta", "mirror": ["columns"]}])
+def test_a_bridge_that_has_learned_nothing_leaves_the_regression_as_it_is(name, walk):
+    plain = {"walk": "mean_path", "grid": "linear", "start": "source", **walk}
+    both, once = (made(name + FIRST, estimate=settings) for settings in (plain, {**plain, "calls": 1}))
+    for parameter in both.networks["bridge"].parameters():
+        torch.nn.init.zeros_(parameter)
+    assert torch.equal(both.draw(volume(7)).volumes, once.draw(volume(7)).volumes)
+    both.networks["bridge"].net.last.bias.data += 0.1
+    assert not torch.allclose(both.draw(volume(7)).volumes, once.draw(volume(7)).volumes, atol=1e-3)
+
+
+def test_one_call_of_a_bridge_after_a_regression_is_that_regression():
+    both, alone = made("bbdm" + FIRST), made("regression")
+    alone.fitted.networks.update(regression=both.fitted.networks["regression"])
+    assert torch.equal(both.draw(volume(7), product="one-call").volumes, alone.draw(volume(7)).volumes)
+
+
+def test_draws_lie_about_the_estimate_as_the_run_gives_it():
+    walk = {"walk": "mean_path", "calls": 1, "grid": "linear", "mirror": ["columns"]}
+    both = made("bbdm" + FIRST, bridge={"predict": "velocity"}, estimate=walk, draw={"temperature": 0.0})
+    for parameter in both.networks["bridge"].parameters():
+        torch.nn.init.zeros_(parameter)
+    estimate, draw = (both.draw(volume(7), product=product).volumes for product in ("estimate", "draw"))
+    assert torch.equal(estimate, draw)

@@ -10,10 +10,9 @@ import torch
 from test_laws import BRIDGES, made, volume
 
 from scanbridge.bridge.noise import ItemNoise
-from scanbridge.bridge.parametrize import decode, encode
 from scanbridge.errors import UserError
 from scanbridge.methods.base import Quality, Request
-from scanbridge.methods.walks import Bridge, Walk, draw_times, embedded_time, loss_weight, theta
+from scanbridge.methods.walks import Bridge, Walk, draw_times, embedded_time, theta
 from scanbridge.methods.windows import WindowWalk
 
 every_bridge = pytest.mark.parametrize("name", BRIDGES)
@@ -157,13 +156,11 @@ def test_training_times_are_even_where_they_say_so(s: float) -> None:
     assert embedded_time(angles, torch.ones(1, dtype=torch.float64)) == 999
 
 
-def test_a_weight_of_two_makes_the_loss_of_a_velocity_that_of_the_target() -> None:
-    plain, weighed = (Bridge(predict="velocity", times="theta", weight=weight) for weight in (0.0, 2.0))
-    t = draw_times(plain, ItemNoise(range(20)))
-    assert torch.equal(loss_weight(plain, t), torch.ones_like(t))
-    x, y, eps, off = (torch.randn(20, 7, dtype=torch.float64) for _ in range(4))
-    process = plain.process()
-    state = process.diffuse(x, y, eps, t)
-    velocity = encode("velocity", process, t, x, y, eps, residual_scale=plain.residual_scale)
-    estimate = decode("velocity", process, t, velocity + off, state, y, residual_scale=plain.residual_scale)
-    torch.testing.assert_close((estimate - x) ** 2, loss_weight(weighed, t)[:, None] * off**2)
+@pytest.mark.parametrize("s", [0.25, 1.0])
+def test_the_state_of_a_residual_is_shown_at_variance_one(s: float) -> None:
+    bridge = Bridge(s=s, times="theta", at_source=0.0, residual_scale=0.3)
+    n, t = 40000, torch.tensor([0.999, 0.7, 0.3, 1e-3, 1e-6], dtype=torch.float64)
+    residual, eps = 0.3 * torch.randn(5, n, dtype=torch.float64), torch.randn(5, n, dtype=torch.float64)
+    shown = bridge.scaled(t, bridge.process().diffuse(residual, torch.zeros_like(eps), eps, t))
+    torch.testing.assert_close(shown.std(dim=1), torch.ones_like(t), rtol=0.02, atol=0)
+    assert not bridge.scaled(torch.ones(1, dtype=torch.float64), torch.zeros(1, 4)).any()

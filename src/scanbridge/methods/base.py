@@ -225,3 +225,18 @@ def load_method(name: str) -> ModuleType:
     if name not in METHODS:
         raise UserError(f"method = '{name}'", "a method that exists", nearest(name, METHODS))
     return import_module(METHODS[name])
+
+
+def lengths(stages: Sequence[Stage], images: int) -> dict[str, int]:
+    """Give the images that each stage sees, of a run whose own number is `images`; weights that are given have none."""
+    return {stage.name: stage.images or images for stage in stages if stage.weights is None}
+
+
+def in_words(lengths: Mapping[str, int]) -> str:
+    """Say how long the stages are trained.
+
+    >>> in_words({"bridge": 12000}), in_words({"regression": 12000, "bridge": 6000})
+    ('12,000 images', '12,000 (regression) + 6,000 (bridge) images')
+    """
+    each = [f"{n:,} ({name})" if len(lengths) > 1 else f"{n:,}" for name, n in lengths.items()]
+    return f"{' + '.join(each) or '0'} images"

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from scanbridge.methods.base import Draws, Effort, Fitted, Request, Stage, Translator
 from scanbridge.methods.volumes import draw_volumes, effort_of
-from scanbridge.methods.windows import WindowBridge, bridge_stage, one_target
+from scanbridge.methods.window_bridge import WindowBridge, window_stages
+from scanbridge.methods.windows import one_target
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "BBDM": {},
@@ -27,8 +28,8 @@ Config = WindowBridge
 
 
 def stages(config: Config, targets: Sequence[str]) -> tuple[Stage, ...]:
-    """Give the one stage."""
-    return (bridge_stage(config, one_target("bbdm", targets)),)
+    """Give the stages."""
+    return window_stages(config, one_target("bbdm", targets))
 
 
 def translator(config: Config, fitted: Fitted) -> Translator:

@@ -23,7 +23,8 @@ from scanbridge.bridge.sample import Corrector, Langevin
 from scanbridge.errors import UserError, nearest
 from scanbridge.methods.base import Batch, Draws, Effort, Fitted, Request, Stage, Statistics, TrainingCase, Translator
 from scanbridge.methods.volumes import draw_volumes, effort_of
-from scanbridge.methods.windows import Network, Tokens, WindowBridge, bridge_stage, one_target
+from scanbridge.methods.window_bridge import Tokens, WindowBridge, window_stages
+from scanbridge.methods.windows import Network, one_target
 from scanbridge.strict import Strict
 
 STYLES = ("average", "nearest")
@@ -85,7 +86,7 @@ def style_key(image: Tensor) -> Tensor:
 
 
 def stages(config: Config, targets: Sequence[str]) -> tuple[Stage, ...]:
-    """Give the one stage; its statistics are the style keys and source histograms of the training cases."""
+    """Give the stages; the statistics are the style keys and source histograms of the training cases."""
     target = one_target("ct2mri", targets)
 
     def keys(cases: Sequence[TrainingCase], before: Fitted) -> Statistics:  # noqa: ARG001  (there is none before)
@@ -101,7 +102,7 @@ def stages(config: Config, targets: Sequence[str]) -> tuple[Stage, ...]:
         blind = noise.uniform()[:, None, None] < config.style.average
         return torch.where(blind, average_key(every), every[batch.case])
 
-    return (bridge_stage(config, target, Tokens(N_BINS, told, keys) if config.style.use else Tokens()),)
+    return window_stages(config, target, Tokens(N_BINS, told, keys) if config.style.use else Tokens())
 
 
 def translator(config: Config, fitted: Fitted) -> Translator:

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from scanbridge.bridge.noise import ItemNoise
 from scanbridge.bridge.volume import Lift, Windows
 from scanbridge.errors import UserError
-from scanbridge.methods.base import Batch, Draws, Effort, Fitted, Item, Request, Stage, Translator
+from scanbridge.methods.base import Draws, Effort, Fitted, Request, Stage, Translator
 from scanbridge.methods.volumes import images, mirrored
-from scanbridge.methods.windows import Axis, Network, WindowNet, masked_loss, one_target
+from scanbridge.methods.window_bridge import Regression, regression_denoiser, regression_stage
+from scanbridge.methods.windows import Axis, Network, one_target
 from scanbridge.strict import Strict
 
 ABLATIONS: dict[str, dict[str, Any]] = {"L2": {"loss": "l2"}, "L1": {"loss": "l1"}}
@@ -40,20 +40,12 @@ class Config(Strict):
 def stages(config: Config, targets: Sequence[str]) -> tuple[Stage, ...]:
     """Give the one stage."""
     target = one_target("regression", targets)
-
-    def build() -> dict[str, nn.Module]:
-        return {"unet": WindowNet(config.network, Item(config.radius).width, state=False)}
-
-    def loss(fitted: Fitted, batch: Batch, noise: ItemNoise) -> tuple[Tensor, dict[str, float]]:  # noqa: ARG001
-        output = fitted.networks["unet"](None, batch.source, None)
-        return masked_loss(output, batch.targets[target], batch.valid[target], config.loss), {}
-
-    return (Stage("regression", Item(config.radius), build, loss),)
+    return (regression_stage(config.radius, config.network, Regression(loss=config.loss), target),)
 
 
 def translator(config: Config, fitted: Fitted) -> Translator:
     """Give the translator: one call, averaged over overlapping windows."""
-    network = fitted.networks["unet"]
+    network = mirrored(regression_denoiser(fitted.networks["regression"], None), config.mirror)
 
     class _Regression:
         def draw(self, source: Tensor, request: Request) -> Draws:
@@ -63,8 +55,7 @@ def translator(config: Config, fitted: Fitted) -> Translator:
             if asked:
                 raise UserError(f"a regression has no {asked[0]}", "a bridge method", f"leave --{asked[0]} out")
             cover = Windows(source.shape[1], config.radius)
-            denoise = mirrored(lambda state, y, t: network(None, y, None), config.mirror)  # noqa: ARG005
-            lifted = Lift(denoise, source, cover, config.windows)
+            lifted = Lift(network, source, cover, config.windows)
             estimate = lifted(source, 1.0)
             if request.on_call is not None:
                 request.on_call(1, 1)

@@ -39,8 +39,8 @@ from scanbridge.methods.consistency import Consistency, consistency_stage, fusio
 from scanbridge.methods.latent import LatentItems, Latents, by_slices, fit_latents, reconstruct
 from scanbridge.methods.pairing import Ending, maps_between, paired_noise, walked_noise
 from scanbridge.methods.selection import End, Selection, kept, together
-from scanbridge.methods.walks import Bridge, Walk, draw_times, embedded_time, loss_weight
-from scanbridge.methods.windows import Network, bridge_denoiser, masked_loss, one_target
+from scanbridge.methods.walks import Bridge, Walk, bridge_denoiser, draw_times, embedded_time
+from scanbridge.methods.windows import Network, masked_loss, one_target
 from scanbridge.nets.dual import Branch, DualConfig, Features
 from scanbridge.nets.pair import PairNet
 from scanbridge.strict import Strict
@@ -182,7 +182,7 @@ def _bridges_stage(config: Config, target: str) -> Stage:
         output = fitted.networks["bridges"](state, sources, embedded_time(bridge, t))
         parts = zip(output.chunk(len(config.order), 1), label.chunk(len(config.order), 1), strict=True)
         terms: dict[str, Tensor] = {
-            branch: masked_loss(made, wanted, item.known, bridge.loss, loss_weight(bridge, t).to(made))
+            branch: masked_loss(made, wanted, item.known, bridge.loss)
             for branch, (made, wanted) in zip(config.order, parts, strict=True)
         }
         total = torch.stack([*terms.values()]).sum()
@@ -202,6 +202,8 @@ def _bridges_stage(config: Config, target: str) -> Stage:
         Item(radius=0),
         lambda: {"bridges": PairNet(_dual(config), len(config.order), told=config.condition == "concat")},
         loss,
+        images=bridge.images,
+        learning_rate=bridge.learning_rate,
     )
 
 
@@ -269,10 +271,11 @@ class Pair:
         config, scale, n = self.config, self.scale, settings.windows
         x = by_slices(lambda part: scale.encode({"source": part})["source"], source, slices=n)
         sources = torch.cat([x] * len(config.order))
-        network = bridge_denoiser(config.bridge, self.fitted.networks["bridges"])
+        network = self.fitted.networks["bridges"]
+        part = bridge_denoiser(config.bridge, lambda u, y, t: network(u, y, embedded_time(config.bridge, t)))
 
         def denoise(state: Tensor, t: float) -> Tensor:
-            return by_slices(lambda part, y: network(part, y, t), state, sources, slices=n)
+            return by_slices(lambda u, y: part(u, y, t), state, sources, slices=n)
 
         def noise(step: int) -> Tensor:
             return walked_noise(request, number, step, x, config.order, shared=config.noise == "shared")

@@ -16,10 +16,11 @@ from scanbridge.bridge.sample import Corrector
 from scanbridge.bridge.volume import Lift, Overlap, Windows
 from scanbridge.errors import UserError
 from scanbridge.methods.base import Draws, Effort, Fitted, Request
-from scanbridge.methods.windows import Axis, WindowBridge, WindowWalk, bridge_denoiser
+from scanbridge.methods.window_bridge import WindowBridge, regression_denoiser, window_denoiser
+from scanbridge.methods.windows import Axis, WindowWalk
 
 Denoise = Callable[[Tensor, Tensor, float], Tensor]
-"""``(state, source, t) -> x_0`` for windows (B, 1, d, H, W)."""
+"""``(state, seen, t) -> x_0`` for windows (B, C, d, H, W): what the network sees is the source, or more."""
 
 AXES = get_args(Axis)
 BACKGROUND = -1.0
@@ -35,7 +36,7 @@ def draw_volumes(
     corrector: Callable[[Tensor], Corrector | None] | None = None,
     coprediction: bool = True,
 ) -> Draws:
-    """Walk whole volumes.
+    """Walk whole volumes, from the source or, where a regression came first, about its estimate.
 
     Parameters
     ----------
@@ -48,42 +49,49 @@ def draw_volumes(
     tokens
         (n, c), attended to by every window.
     corrector
-        Makes the corrector for the source as the walk sees it.
+        Makes the corrector for the source end as the walk sees it.
     coprediction
         Average overlapping windows at every call; else every window walks by itself and gives its centre slice.
     """
-    settings = walk_of(config, request)
+    settings, residual = walk_of(config, request), config.regression.use
     settings.refuse_equal(request)
     residual_scale = request.residual_scale or config.bridge.residual_scale
     times = settings.times(config.bridge, residual_scale)
-    tally = _Tally(_denoiser(config, fitted, tokens))
-    denoise, made = mirrored(tally.windows, settings.mirror), []
+    tally, form_of = _Tally(), partial(_Aligned if coprediction else _Separate, settings, config.radius)
+    seen, centre, disagreement = source, torch.zeros_like(source[0]), None
+    if residual:
+        network = tally.windows(regression_denoiser(fitted.networks["regression"], tokens))
+        first = form_of(mirrored(network, _of_first(config, request).mirror), source)
+        centre, disagreement = first.finish(tally.calls(first.denoise)(first.start, 1.0))
+        seen = torch.cat([centre[None], source])
+    network = mirrored(tally.windows(window_denoiser(config, fitted.networks["bridge"], tokens)), settings.mirror)
+    made = []
     for k in request.draws:
-        form = (_Aligned if coprediction else _Separate)(denoise, settings, config.radius, source, float(times[-2]))
+        form = form_of(network, seen, last=float(times[-2]), residual=residual)
+        denoise = tally.calls(form.denoise)
         state = settings.take(
-            tally.calls(form.denoise),
+            _beyond_source(denoise) if residual else denoise,
             config.bridge,
-            form.source,
+            form.start,
             partial(form.noise, NoiseSource(request.seed, request.subject, draw=k)),
             residual_scale=residual_scale,
-            corrector=None if corrector is None else corrector(form.source),
+            corrector=None if corrector is None else corrector(form.start),
             on_call=request.on_call,
         )
-        volume, disagreement = form.finish(state)
-        made.append(volume)
+        volume, at_last = form.finish(state)
+        made.append(centre + volume)
+        disagreement = at_last if at_last is not None else disagreement
     volumes = torch.stack(made)
+    uncertainty = volumes.std(dim=0) if len(made) > 1 else disagreement
+    if uncertainty is None:
+        raise ValueError("no call was made")
     facts = {
         "walk": settings.model_dump(),
         "quality": request.quality,
         "times": times.tolist(),
         "windows": tally.n_windows // len(made),
     }
-    return Draws(
-        volumes,
-        volumes.std(dim=0) if len(made) > 1 else disagreement,
-        tally.n_calls // len(made),
-        facts,
-    )
+    return Draws(volumes, uncertainty, tally.n_calls // len(made), facts)
 
 
 def walk_of(config: WindowBridge, request: Request) -> WindowWalk:
@@ -91,15 +99,24 @@ def walk_of(config: WindowBridge, request: Request) -> WindowWalk:
     return (config.draw if request.product == "draw" else config.estimate).asked(request)
 
 
+def _of_first(config: WindowBridge, request: Request) -> WindowWalk:
+    """Give the walk whose mirror images the regression is averaged over: draws lie about the run's own estimate."""
+    return config.estimate if request.product == "draw" else walk_of(config, request)
+
+
 def effort_of(config: WindowBridge, request: Request, *, moves: int = 0) -> Effort:
     """Give what a volume of `draw_volumes` costs; `moves` is the corrector's calls at every time but the first."""
     settings = walk_of(config, request)
-    nodes = len(settings.times(config.bridge, request.residual_scale or config.bridge.residual_scale)) - 1
-    calls = 1 + (nodes - 1) * (1 + moves)
-    at_last = 1 + moves if nodes > 1 else 1
-    passes = (calls - at_last) / settings.stride + at_last
-    n = images(settings.mirror)
-    return Effort(settings.calls, nodes, calls, n * passes, n, settings.windows)
+    times = settings.times(config.bridge, request.residual_scale or config.bridge.residual_scale)
+    nodes, n = len(times) - 1, images(settings.mirror)
+    known = config.regression.use and float(times[0]) == 1
+    calls = nodes - known + (nodes - 1) * moves
+    at_last = 1 + moves if nodes > 1 else calls
+    passes = n * ((calls - at_last) / settings.stride + at_last)
+    if config.regression.use:
+        of_first = images(_of_first(config, request).mirror)
+        calls, passes, n = calls + 1, passes + of_first, n if calls else of_first
+    return Effort(settings.calls, nodes, calls, passes, n, settings.windows)
 
 
 def mirrored(denoise: Denoise, axes: Sequence[Axis]) -> Denoise:
@@ -121,50 +138,64 @@ def images(axes: Sequence[Axis]) -> int:
     return 1 << len(set(axes))
 
 
-def _denoiser(config: WindowBridge, fitted: Fitted, tokens: Tensor | None) -> Denoise:
-    """Give the denoiser of windows, all of which attend to the same tokens."""
-    unet = fitted.networks["unet"]
-
-    def network(state: Tensor, source: Tensor, t: Tensor) -> Tensor:
-        attended = None if tokens is None else tokens.to(source).expand(len(source), -1, -1)
-        output: Tensor = unet(state, source, t, attended)
-        return output
-
-    return bridge_denoiser(config.bridge, network)
+def _beyond_source(denoise: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, float], Tensor]:
+    """Give the denoiser of a residual, which is 0 at the source end: there the regression has been called."""
+    return lambda state, t: torch.zeros_like(state) if t == 1 else denoise(state, t)
 
 
 class _Aligned:
-    """Co-prediction: the state is a volume, padded by N slices where its ends are live."""
+    """Co-prediction: the state is a volume, padded by N slices where its ends are live.
 
-    def __init__(self, denoise: Denoise, settings: WindowWalk, radius: int, source: Tensor, last: float) -> None:
+    `start` is the source end of the walk: what is seen, or 0 for a residual.
+    """
+
+    def __init__(
+        self,
+        settings: WindowWalk,
+        radius: int,
+        denoise: Denoise,
+        seen: Tensor,
+        *,
+        last: float = 1.0,
+        residual: bool = False,
+    ) -> None:
         self._pad = radius if settings.ends == "live" else 0
-        self.source = F.pad(source, (0, 0, 0, 0, self._pad, self._pad), value=BACKGROUND)
-        cover, thin = (Windows(self.source.shape[1], radius, settings.ends, n) for n in (1, settings.stride))
-        self.denoise = Lift(denoise, self.source, cover, settings.windows, cycle=thin.cycle, last=last)
+        seen = F.pad(seen, (0, 0, 0, 0, self._pad, self._pad), value=BACKGROUND)
+        self.start = torch.zeros_like(seen[:1]) if residual else seen
+        cover, thin = (Windows(seen.shape[1], radius, settings.ends, n) for n in (1, settings.stride))
+        self.denoise = Lift(denoise, seen, cover, settings.windows, cycle=thin.cycle, last=last)
 
     def noise(self, noise: NoiseSource, step: int) -> Tensor:
         """Give the volume's noise for a step."""
-        return noise(step, self.source.shape, self.source.device)
+        return noise(step, self.start.shape, self.start.device)
 
-    def finish(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the volume (D, H, W) and the disagreement of the windows at the last call."""
-        if self.denoise.disagreement is None:
-            raise ValueError("no call was made")
-        real = slice(self._pad, state.shape[1] - self._pad)
-        return state[0, real], self.denoise.disagreement[0, real]
+    def finish(self, state: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Give the volume (D, H, W) and the disagreement of the windows at the last call; None where none was made."""
+        real, spread = slice(self._pad, state.shape[1] - self._pad), self.denoise.disagreement
+        return state[0, real], None if spread is None else spread[0, real]
 
 
 class _Separate:
-    """No co-prediction: the state is the stack of all windows, each walking by itself."""
+    """No co-prediction: the state is the stack of all windows, each walking by itself; `start` as in `_Aligned`."""
 
-    def __init__(self, denoise: Denoise, settings: WindowWalk, radius: int, source: Tensor, last: float) -> None:  # noqa: ARG002
+    def __init__(
+        self,
+        settings: WindowWalk,
+        radius: int,
+        denoise: Denoise,
+        seen: Tensor,
+        *,
+        last: float = 1.0,  # noqa: ARG002  (no stride, no cycle)
+        residual: bool = False,
+    ) -> None:
         if settings.stride > 1:
             what = f"stride = {settings.stride} for windows that walk by themselves"
             raise UserError(what, "stride = 1", "set it so, or coprediction = true")
-        self._like, self._radius = source, radius
-        self._cover = Windows(source.shape[1], radius)
+        self._like, self._radius = seen[:1], radius
+        self._cover = Windows(seen.shape[1], radius)
         self._batch, self._denoise = settings.windows, denoise
-        self.source = self._pieces(source)
+        self._seen = self._pieces(seen)
+        self.start = torch.zeros_like(self._seen[:, :1]) if residual else self._seen
 
     def _pieces(self, volume: Tensor) -> Tensor:
         return self._cover.cut(volume, range(len(self._cover)))
@@ -175,10 +206,10 @@ class _Separate:
 
     def denoise(self, state: Tensor, t: float) -> Tensor:
         """Give the estimates of all windows."""
-        batches = zip(torch.split(state, self._batch), torch.split(self.source, self._batch), strict=True)
+        batches = zip(torch.split(state, self._batch), torch.split(self._seen, self._batch), strict=True)
         return torch.cat([self._denoise(x, y, t) for x, y in batches])
 
-    def finish(self, state: Tensor) -> tuple[Tensor, Tensor]:
+    def finish(self, state: Tensor) -> tuple[Tensor, Tensor | None]:
         """Give the volume (D, H, W) of centre slices, and the disagreement of the windows that hold a slice."""
         overlap = Overlap(self._cover, self._like)
         for index, piece in enumerate(state):
@@ -189,14 +220,17 @@ class _Separate:
 class _Tally:
     """Counts windows, and calls of volumes: a corrector's too, which no node of the walk shows."""
 
-    def __init__(self, denoise: Denoise) -> None:
-        self._denoise = denoise
+    def __init__(self) -> None:
         self.n_windows = self.n_calls = 0
 
-    def windows(self, state: Tensor, source: Tensor, t: float) -> Tensor:
-        """Denoise windows."""
-        self.n_windows += len(state)
-        return self._denoise(state, source, t)
+    def windows(self, denoise: Denoise) -> Denoise:
+        """Give a denoiser of windows that counts them."""
+
+        def counted(state: Tensor, seen: Tensor, t: float) -> Tensor:
+            self.n_windows += len(state)
+            return denoise(state, seen, t)
+
+        return counted
 
     def calls(self, denoise: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, float], Tensor]:
         """Give a denoiser of volumes whose calls count."""

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any, Literal, Self, get_args
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 from torch import Tensor
 
 from scanbridge.bridge import process as processes
 from scanbridge.bridge.noise import ItemNoise
 from scanbridge.bridge.parametrize import decode, encode
-from scanbridge.bridge.process import Process
+from scanbridge.bridge.process import Process, as_time, expand
 from scanbridge.bridge.sample import (
     DEFAULT_RESIDUAL_SCALE,
     Corrector,
@@ -42,12 +42,11 @@ class Bridge(Strict):
         default="continuous", description="of training: uniform in t, in arctan(sd kappa), or over the published steps"
     )
     at_source: float = Field(default=0.5, ge=0, le=1, description="share of the items at t = 1, not of published times")
-    weight: float = Field(
-        default=0.0, ge=0, description="power of cos(theta) in the loss: 2 weighs a velocity as the x_0 it stands for"
-    )
     residual_scale: float = Field(
         default=DEFAULT_RESIDUAL_SCALE, gt=0, description="sd of x_0 - D(y, 1), of velocity and theta in training"
     )
+    images: PositiveInt | None = Field(default=None, description="items that it is trained on, or train.images")
+    learning_rate: float | None = Field(default=None, gt=0)
 
     def process(self) -> Process:
         """Give the process."""
@@ -60,6 +59,12 @@ class Bridge(Strict):
     def estimate(self, t: Tensor, output: Tensor, state: Tensor, source: Tensor) -> Tensor:
         """Give the x_0 that the network's output stands for, at times (B,)."""
         return decode(self.predict, self.process(), t, output, state, source, residual_scale=self.residual_scale)
+
+    def scaled(self, t: Tensor, state: Tensor) -> Tensor:
+        """Bring states (B, ...) at times (B,) of a bridge from 0 to variance 1, as Karras et al. (2022), c_in."""
+        a, _, c = self.process().coefficients(t.double())
+        size = torch.hypot(c, self.residual_scale * a)  # 0 at t = 1, as the state is
+        return state / expand(size.clamp(min=torch.finfo(state.dtype).tiny), state)
 
 
 class Walk(Strict):
@@ -158,6 +163,18 @@ class Walk(Strict):
         )
 
 
+def bridge_denoiser(
+    settings: Bridge, network: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Callable[[Tensor, Tensor, float], Tensor]:
+    """Read a bridge's network ``(state, source, times) -> output`` as a denoiser ``(state, source, t) -> x_0``."""
+
+    def denoise(state: Tensor, source: Tensor, t: float) -> Tensor:
+        times = as_time(t).to(state.device).expand(len(state))
+        return settings.estimate(times, network(state, source, times), state, source)
+
+    return denoise
+
+
 def embedded_time(settings: Bridge, t: Tensor) -> Tensor:
     """Give times (B,) as the embedding takes them, 0 .. 999: even where training draws them evenly."""
     process = settings.process()
@@ -167,15 +184,6 @@ def embedded_time(settings: Bridge, t: Tensor) -> Tensor:
     if settings.times == "published" and steps is not None:
         return (t - steps[0].to(t)) / (steps[-1] - steps[0]).to(t) * (len(steps) - 1)
     return 999 * t
-
-
-def loss_weight(settings: Bridge, t: Tensor) -> Tensor:
-    """Give what the loss at times (B,) is weighed by: 1 at the source end, where all that is learned is the estimate.
-
-    An error e of the velocity is one of cos(theta) e of x_0: unweighed, times near the target, where the state says
-    all, would take the network for themselves.
-    """
-    return torch.cos(theta(settings, t)) ** settings.weight
 
 
 def theta(settings: Bridge, t: Tensor) -> Tensor:

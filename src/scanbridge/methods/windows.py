@@ -1,21 +1,15 @@
-"""What the methods on windows of slices share: their settings, their network, their loss, their translation."""
+"""What the methods on windows of slices share: the network's table and the network, the walk's table, the loss."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from scanbridge.bridge.noise import ItemNoise
-from scanbridge.bridge.process import as_time
 from scanbridge.errors import UserError
-from scanbridge.methods.base import Batch, Fitted, Item, Stage, Statistics, TrainingCase
-from scanbridge.methods.walks import Bridge, Walk, draw_times, embedded_time, loss_weight
+from scanbridge.methods.walks import Walk
 from scanbridge.nets.unet import UNet, UNetConfig
 from scanbridge.strict import Strict
 
@@ -80,37 +74,8 @@ class WindowWalk(Walk):
         return {**super()._published, "stride": 1, "mirror": []}
 
 
-class WindowBridge(Strict):
-    """A bridge on windows of slices: what its methods share, and all that the plain one needs."""
-
-    radius: int = Field(default=1, ge=0, description="N; a window holds 2 N + 1 slices")
-    network: Network = Network()
-    bridge: Bridge = Bridge()
-    estimate: WindowWalk = WindowWalk(walk="mean_path", calls=4, grid="linear", start="source")
-    draw: WindowWalk = WindowWalk()
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """What a network attends to beside the images: none, or tokens (B, n, `channels`) of every item.
-
-    Parameters
-    ----------
-    channels
-        Width of a token; 0 for none.
-    of
-        ``(fitted, batch, noise) -> tokens`` of a training batch.
-    fit
-        Gives the statistics that they are made of, see `Stage.fit`.
-    """
-
-    channels: int = 0
-    of: Callable[[Fitted, Batch, ItemNoise], Tensor | None] = lambda fitted, batch, noise: None  # noqa: ARG005
-    fit: Callable[[Sequence[TrainingCase], Fitted], Statistics] = lambda cases, before: {}  # noqa: ARG005
-
-
 class WindowNet(nn.Module):
-    """A 2D U-Net on windows: slices become channels; the state, where there is one, stands before the source.
+    """A 2D U-Net on windows: the slices of one or more images become channels, in the order in which these are given.
 
     Parameters
     ----------
@@ -118,21 +83,21 @@ class WindowNet(nn.Module):
         The network's table.
     width
         Slices in a window.
-    state
-        Whether the network sees a state and a time; a regression sees the source alone.
+    images
+        That it sees side by side.
+    time
+        Whether it is told a time.
     tokens
         Width of the tokens of cross-attention; 0 for none.
     """
 
-    def __init__(self, settings: Network, width: int, *, state: bool, tokens: int = 0) -> None:
+    def __init__(self, settings: Network, width: int, *, images: int = 1, time: bool = False, tokens: int = 0) -> None:
         super().__init__()
-        images = 2 if state else 1
-        self.net = UNet(settings.unet(width * images, width, time=state, tokens=tokens))
+        self.net = UNet(settings.unet(width * images, width, time=time, tokens=tokens))
 
-    def forward(self, state: Tensor | None, source: Tensor, t: Tensor | None, tokens: Tensor | None = None) -> Tensor:
-        """Give the network's output for windows (B, 1, d, H, W); `t` (B,) is the time as the embedding takes it."""
-        images = source if state is None else torch.cat([state, source], dim=2)
-        out: Tensor = self.net(images[:, 0], t, tokens=tokens)
+    def forward(self, images: Tensor, t: Tensor | None = None, tokens: Tensor | None = None) -> Tensor:
+        """Give one image (B, 1, d, H, W) of windows (B, images, d, H, W); `t` (B,) as the embedding takes it."""
+        out: Tensor = self.net(images.flatten(1, 2), t, tokens=tokens)
         return out[:, None]
 
 
@@ -145,58 +110,8 @@ def one_target(method: str, targets: Sequence[str]) -> str:
     return targets[0]
 
 
-def masked_loss(
-    output: Tensor, label: Tensor, valid: Tensor, kind: Literal["l1", "l2"], weight: Tensor | float = 1.0
-) -> Tensor:
-    """Give the mean error where `valid`, first within each item (B, ...), then over the items, weighed by (B,)."""
+def masked_loss(output: Tensor, label: Tensor, valid: Tensor, kind: Literal["l1", "l2"]) -> Tensor:
+    """Give the mean error where `valid`, first within each item (B, ...), then over the items."""
     error = (output - label).abs() if kind == "l1" else (output - label) ** 2
     axes = tuple(range(1, error.ndim))
-    return (weight * (error * valid).sum(axes) / valid.sum(axes).clamp(min=1)).mean()
-
-
-def bridge_stage(config: WindowBridge, target: str, tokens: Tokens = Tokens()) -> Stage:
-    """Give the training of a bridge on windows."""
-
-    def build() -> dict[str, nn.Module]:
-        width = Item(config.radius).width
-        return {"unet": WindowNet(config.network, width, state=True, tokens=tokens.channels)}
-
-    def loss(fitted: Fitted, batch: Batch, noise: ItemNoise) -> tuple[Tensor, dict[str, float]]:
-        network = partial(fitted.networks["unet"], tokens=tokens.of(fitted, batch, noise))
-        source, label, valid = batch.source, batch.targets[target], batch.valid[target]
-        return bridge_loss(config.bridge, network, source, label, valid, noise), {}
-
-    return Stage("bridge", Item(config.radius), build, loss, tokens.fit)
-
-
-def bridge_loss(
-    settings: Bridge,
-    network: Callable[[Tensor, Tensor, Tensor], Tensor],
-    source: Tensor,
-    target: Tensor,
-    valid: Tensor,
-    noise: ItemNoise,
-) -> Tensor:
-    """Give the loss of a bridge's `network` ``(state, source, embedded time)`` on windows (B, 1, d, H, W).
-
-    Source: Li et al. 2023 (BBDM), algorithm 1; CT2MRI, eq. 3, without its weight.
-    """
-    t = draw_times(settings, noise)
-    eps = noise.normal(target.shape[1:])
-    state = settings.process().diffuse(target, source, eps, t)
-    output = network(state, source, embedded_time(settings, t))
-    label = settings.label(t, target, source, eps)
-    return masked_loss(output, label, valid, settings.loss, loss_weight(settings, t).to(output))
-
-
-def bridge_denoiser(
-    settings: Bridge, network: Callable[[Tensor, Tensor, Tensor], Tensor]
-) -> Callable[[Tensor, Tensor, float], Tensor]:
-    """Read a bridge's network as a denoiser ``(state, source, t) -> x_0`` of images (B, ...)."""
-
-    def denoise(state: Tensor, source: Tensor, t: float) -> Tensor:
-        times = as_time(t).to(state.device).expand(len(state))
-        output = network(state, source, embedded_time(settings, times))
-        return settings.estimate(times, output, state, source)
-
-    return denoise
+    return ((error * valid).sum(axes) / valid.sum(axes).clamp(min=1)).mean()
