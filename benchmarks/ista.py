@@ -1,11 +1,13 @@
-"""One whole volume through ISTA: the published way against ours, with the same weights.
+"""One whole volume through ISTA: the published way against ours, with the same weights, and what `translate` does.
 
-    python benchmarks/ista.py RUN --cohort COHORT.csv --out benchmarks/results [--calls 50 --corrections 1]
+    python benchmarks/ista.py RUN PRESET --cohort COHORT.csv --out benchmarks/results [--calls 50 --corrections 1]
 
 published   window by window as released: contiguous float32, explicit attention matrix, the reverse step on every
             window, averaged by counts, every call of the published walk
 ours        the same walk through `walk(Lift(...), corrector=Langevin(...))`: equal to rounding
-default     what `translate` does: the run's own estimate
+default     what `translate` does: the estimate of PRESET, a run that puts a regression first
+
+RUN is a bridge from the source (regression.use = false), of the same split.
 
 Says seconds as ratios within this process, peak memory, the share of time outside the network, and the difference
 against the truth in dB.
@@ -32,7 +34,8 @@ from scanbridge.data.intensity import amplified, gain_to
 from scanbridge.files import write_json, write_text
 from scanbridge.methods.base import Request
 from scanbridge.methods.ct2mri import langevin, style_tokens
-from scanbridge.methods.windows import bridge_denoiser
+from scanbridge.methods.walks import bridge_denoiser
+from scanbridge.methods.window_bridge import predictor
 from scanbridge.metrics.image import psnr
 from scanbridge.model import Model
 from scanbridge.plan import plan_run, prepare_rows
@@ -47,12 +50,12 @@ class Timed:
         self.seconds = 0.0
         self.windows = 0
 
-    def __call__(self, state: Tensor, source: Tensor, t: Tensor, tokens: Tensor | None) -> Tensor:
+    def __call__(self, images: Tensor, t: Tensor, tokens: Tensor | None) -> Tensor:
         """Run the network."""
         start = time.perf_counter()
-        out = self.network(state, source, t, tokens)
+        out = self.network(images, t, tokens)
         self.seconds += time.perf_counter() - start
-        self.windows += len(state)
+        self.windows += len(images)
         return out
 
 
@@ -60,6 +63,7 @@ def main() -> None:
     """Measure one volume."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("run", type=Path)
+    options.add_argument("preset", type=Path)
     options.add_argument("--cohort", type=Path, required=True)
     options.add_argument("--cache", type=Path)
     options.add_argument("--out", type=Path, required=True)
@@ -79,7 +83,7 @@ def main() -> None:
     y = torch.from_numpy(take(source, around, -1.0))[None]
     truth = (take(np.asarray(case.targets[target], np.float32), around, -1.0) + 1) / 2
     body = take(inside, around, 0) > 0
-    network, statistics = model.fitted.networks["unet"], model.fitted.statistics
+    network, statistics = model.fitted.networks["bridge"], model.fitted.statistics
     tokens = style_tokens(plan.config, statistics, y, None)
 
     rows = []
@@ -87,10 +91,10 @@ def main() -> None:
     for name, layout in (("published", torch.contiguous_format), ("ours", torch.channels_last)):
         timed = Timed(network, layout)
 
-        def told(state: Tensor, source: Tensor, t: Tensor, timed=timed) -> Tensor:
-            return timed(state, source, t, None if tokens is None else tokens.expand(len(state), -1, -1))
+        def denoise(state: Tensor, source: Tensor, t: float, timed=timed) -> Tensor:
+            told = None if tokens is None else tokens.expand(len(state), -1, -1)
+            return bridge_denoiser(plan.config.bridge, predictor(plan.config.bridge, timed, told))(state, source, t)
 
-        denoise = bridge_denoiser(plan.config.bridge, told)
         start = time.perf_counter()
         with torch.inference_mode():
             if name == "published":
@@ -100,9 +104,9 @@ def main() -> None:
                 made[name] = ours(denoise, plan.config, y, asked.calls)
         seconds = time.perf_counter() - start
         rows.append(row(name, made[name], truth, body, seconds, timed))
-    timed = Timed(network, torch.channels_last)
+    preset = Model.open(asked.preset)
     start = time.perf_counter()
-    draws = model.draw(np.asarray(case.source, np.float32), case.foreground, Request(target=target, subject=case.name))
+    draws = preset.draw(np.asarray(case.source, np.float32), case.foreground, Request(target=target, subject=case.name))
     made["default"] = torch.from_numpy(take(draws.volumes[0].numpy(), around, -1.0))
     rows.append(row("default", made["default"], truth, body, time.perf_counter() - start, None))
     report(asked, rows, float((made["ours"] - made["published"]).abs().max()), case.name, y.shape)
