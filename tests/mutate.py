@@ -33,6 +33,7 @@ class Fault:
 
 
 OF_WALKS = ("walks", "methods")
+OF_LAWS = ("laws", "methods")
 FAULTS = [
     Fault("bridge: factor 2 lost in the variance", "process", "sqrt(2 * s * t", "sqrt(s * t", "process"),
     Fault("bridge: s and t swapped in the carry", "process", "lambda s_, t: s_ / t", "lambda s_, t: t / s_", "process"),
@@ -116,7 +117,7 @@ FAULTS = [
     Fault("noise: stage ignored", "noise", "self.stage, step)", '"bridge", step)', "noise"),
     Fault("walks: theta without its scale", "walks", "torch.atan(settings.residual_scale * ", "torch.atan(", *OF_WALKS),
     Fault("walks: training times without it", "walks", "/ 2) / settings.residual_scale", "/ 2)", *OF_WALKS),
-    Fault("walks: weight upside down", "walks", "** settings.weight", "** -settings.weight", *OF_WALKS),
+    Fault("walks: state shown at another variance", "walks", "torch.hypot(c, self.residual_scale * a)", "c", *OF_WALKS),
     Fault("walks: all items at the source end", "walks", "(u - share).clamp(min=0)", "(0 * u)", *OF_WALKS),
     Fault(
         "volumes: mirror image not turned back",
@@ -129,7 +130,20 @@ FAULTS = [
     Fault(
         "volumes: another axis mirrored", "volumes", "AXES.index(axis) + 2", "(AXES.index(axis) + 1) % 3 + 2", *OF_WALKS
     ),
-    Fault("volumes: mirror images cost nothing", "volumes", "calls, n * passes", "calls, passes", *OF_WALKS),
+    Fault("volumes: mirror images cost nothing", "volumes", "passes = n * (", "passes = (", *OF_WALKS),
+    Fault("volumes: nor those of the regression", "volumes", "passes + of_first,", "passes + 1,", *OF_WALKS),
+    Fault("volumes: the residual alone", "volumes", "centre + volume", "volume", *OF_LAWS),
+    Fault(
+        "volumes: a residual at the source end", "volumes", "if t == 1 else denoise", "if t > 1 else denoise", *OF_LAWS
+    ),
+    Fault(
+        "volumes: draws about another estimate",
+        "volumes",
+        'product == "draw" else walk_of',
+        "seed else walk_of",
+        *OF_LAWS,
+    ),
+    Fault("window_bridge: the whole target for its residual", "window_bridge", "label - estimate", "label", *OF_LAWS),
     Fault(
         "ct2mri: the own key for the average",
         "ct2mri",

@@ -308,3 +308,15 @@ def test_draws_lie_about_the_estimate_as_the_run_gives_it():
         torch.nn.init.zeros_(parameter)
     estimate, draw = (both.draw(volume(7), product=product).volumes for product in ("estimate", "draw"))
     assert torch.equal(estimate, draw)
+
+
+@pytest.mark.parametrize("name", ["bbdm", "ct2mri"])
+def test_a_regression_that_is_right_leaves_the_bridge_nothing_to_learn(name):
+    both = made(name + FIRST, bridge={"predict": "target"})
+    items = both.batch()
+    for parameter in both.networks["bridge"].parameters():
+        torch.nn.init.zeros_(parameter)
+    right = {**both.fitted.networks, "regression": lambda source, tokens: items.targets[TARGET]}  # noqa: ARG005
+    for networks, nothing in ((right, True), (both.fitted.networks, False)):
+        loss, _ = both.stage.loss(replace(both.fitted, networks=networks), items, ItemNoise([1, 2, 3]))
+        assert (float(loss.detach()) == 0) is nothing

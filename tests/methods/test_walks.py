@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_laws import BRIDGES, made, volume
+from test_laws import BRIDGES, FIRST, KINDS, made, volume
 
 from scanbridge.bridge.noise import ItemNoise
 from scanbridge.errors import UserError
@@ -16,7 +16,9 @@ from scanbridge.methods.walks import Bridge, Walk, draw_times, embedded_time, th
 from scanbridge.methods.windows import WindowWalk
 
 every_bridge = pytest.mark.parametrize("name", BRIDGES)
-every_windowed_bridge = pytest.mark.parametrize("name", [name for name in BRIDGES if made(name).windowed])
+WINDOWED = [name for name in BRIDGES if made(name).windowed]
+every_windowed_bridge = pytest.mark.parametrize("name", WINDOWED)
+every_kind_of_bridge = pytest.mark.parametrize("name", [*WINDOWED, *(kind for kind in KINDS if kind.endswith(FIRST))])
 
 
 def asked(walk: Walk, quality: Quality | None = None, **others: Any) -> dict[str, Any]:
@@ -51,7 +53,7 @@ def test_what_is_named_wins_over_the_quality_and_one_call_over_both() -> None:
     assert asked(PRESET, "paper", calls=7, product="one-call") == {"calls": 1, "mirror": []}
 
 
-@every_windowed_bridge
+@every_kind_of_bridge
 @pytest.mark.parametrize(("calls", "stride", "ends"), [*product([1, 2, 6], [1, 2, 3], ["copy", "live"])])
 @pytest.mark.parametrize("mirror", [[], ["columns"]])
 def test_a_forecast_of_calls_and_windows_is_what_is_made(
@@ -60,10 +62,10 @@ def test_a_forecast_of_calls_and_windows_is_what_is_made(
     depth = 6
     source = volume(3, (depth, 8, 8))
     corrections: list[dict[str, Any]] = [{"corrections": 0}]
-    if name == "ct2mri":
+    if name.startswith("ct2mri"):
         corrections += [{"corrections": 1}, {"corrections": 2, "reuse": True}]
     for correction in corrections:
-        tables = {"correction": correction} if name == "ct2mri" else {}
+        tables = {"correction": correction} if name.startswith("ct2mri") else {}
         walk = {
             "walk": "mean_path",
             "start": "source",
@@ -80,6 +82,15 @@ def test_a_forecast_of_calls_and_windows_is_what_is_made(
         whole = most if stride == 1 else told.passes
         assert depth * told.passes <= drawn.facts["windows"] <= depth * whole + 2 * most
         assert drawn.facts["windows"] == depth * most if stride == 1 else told.passes <= most
+
+
+def test_a_forecast_of_draws_has_the_mirror_images_of_the_estimate_that_they_lie_about() -> None:
+    source, mirror = volume(3, (6, 8, 8)), ["rows", "columns"]
+    bridge = made("bbdm" + FIRST, estimate={"mirror": mirror}, draw={"calls": 3})
+    told = bridge.module.translator(bridge.config, bridge.fitted).effort(Request("t1w", "s", "draw"))
+    drawn = bridge.draw(source, product="draw")
+    assert (told.calls, told.passes, told.images) == (drawn.calls, 4 + 2, 1) == (3, 6, 1)
+    assert drawn.facts["windows"] == 6 * told.passes
 
 
 @every_windowed_bridge
