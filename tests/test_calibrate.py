@@ -104,8 +104,9 @@ def test_a_run_says_what_it_promises_and_by_what(calibrated, apart):
     assert set(found["content"]) == {"p5", "p6", "p7", "p8"}
     assert set(found["fitted"]) == {"p2", "p3"}
     assert found["factor"] == max(found["scores"].values()) > 0
-    about = json.loads((calibrated / "stages/bridge/weights.json").read_text())
-    assert found["procedure"]["weights"] == {"bridge": about["sha256"]}
+    stages = ("regression", "bridge")
+    about = {name: json.loads((calibrated / f"stages/{name}/weights.json").read_text())["sha256"] for name in stages}
+    assert found["procedure"]["weights"] == about
     assert {"grid", "scale", "target", "walk", "settings"} <= found["procedure"].keys()
     assert np.all(np.diff(found["error"]) >= 0)
     assert PROMISE in done(scanbridge("info", calibrated)).out
