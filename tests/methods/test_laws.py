@@ -225,6 +225,7 @@ def test_draws_depend_on_seed_subject_and_number_alone(name):
     many = bridge.draw(source, product="draw", samples=3)
     again = bridge.draw(source, product="draw", samples=2)
     assert torch.equal(many.volumes[:2], again.volumes)
+    assert many.calls == bridge.draw(source, product="draw").calls
     assert not torch.equal(many.volumes[0], many.volumes[1])
     for other in ({"seed": 1}, {"subject": "other"}):
         assert not torch.equal(bridge.draw(source, product="draw", **other).volumes[0], many.volumes[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import combinations
@@ -89,9 +90,9 @@ def draw_volumes(
         "walk": settings.model_dump(),
         "quality": request.quality,
         "times": times.tolist(),
-        "windows": tally.n_windows // len(made),
+        "windows": math.ceil(tally.n_windows / len(made)),  # one regression serves all draws
     }
-    return Draws(volumes, uncertainty, tally.n_calls // len(made), facts)
+    return Draws(volumes, uncertainty, math.ceil(tally.n_calls / len(made)), facts)
 
 
 def walk_of(config: WindowBridge, request: Request) -> WindowWalk:
