@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scanbridge.branches import consistency
 from scanbridge.calibration import Calibration
 from scanbridge.data.nifti import read
 from small import Outcome, brain, copied, done, metrics, scanbridge, training, write_cohort
@@ -182,6 +183,25 @@ def scored(whole, eight, tmp_path_factory) -> Path:
     asked = ("--samples", "3", "--split", "calibration")
     done(scanbridge("consistency", whole, "--cohort", eight, "--out", out, *asked, *DEVICE))
     return out
+
+
+def test_what_was_found_of_a_scan_is_kept_and_read_again(scored, whole, eight, tmp_path, monkeypatch):
+    out = copied(scored, tmp_path / "out")
+    for name in ("p6", "p8"):  # as if it had been killed, and one file spoilt
+        file = out / "scans" / f"{name}.json"
+        file.unlink() if name == "p6" else file.write_text(file.read_text().replace('"found"', '"lost"'))
+    drawn: list[str] = []
+    honest = consistency._sampled
+    monkeypatch.setattr(
+        consistency, "_sampled", lambda table, row, *others: (drawn.append(row.name), honest(table, row, *others))[1]
+    )
+    asked = ("--samples", "3", "--split", "calibration", *DEVICE)
+    done(scanbridge("consistency", whole, "--cohort", eight, "--out", out, *asked))
+    assert drawn == ["p6", "p8"]
+    for table in ("draws.csv", "metrics.csv", "report.html"):
+        assert (out / table).read_bytes() == (scored / table).read_bytes()
+    done(scanbridge("consistency", whole, "--cohort", eight, "--out", out, *asked, "--seed", "1"))
+    assert drawn == ["p6", "p8", "p5", "p6", "p7", "p8"]
 
 
 def test_draws_and_estimate_are_those_that_evaluate_judges(scored, whole, eight, tmp_path):

@@ -7,6 +7,7 @@ whether the score tells good draws from bad within a patient, and whether its ma
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from scanbridge.data.cohort import Cohort, Row
 from scanbridge.data.grid import resample
 from scanbridge.data.nifti import Volume, read
 from scanbridge.errors import UserError
-from scanbridge.files import atomic, make_folder, write_json, write_text
+from scanbridge.files import atomic, make_folder, read_json, sha256, write_json, write_text
 from scanbridge.methods.base import Request
 from scanbridge.metrics.image import measure
 from scanbridge.metrics.statistics import summarise
@@ -28,6 +29,7 @@ from scanbridge.metrics.uncertainty import Ranking, gradient_magnitude, risk_cov
 from scanbridge.model import Model
 from scanbridge.nets.fusion import normalise
 from scanbridge.options import Options
+from scanbridge.translate import recipe
 from scanbridge.translation import translate_volume
 from scanbridge.truth import Array, On, Truth, in_metric_unit, load_truth
 
@@ -55,7 +57,8 @@ def judge_consistency(
     cohort, split
         The table, and test, val or calibration as the run chose it, or external.
     out
-        Folder for ``draws.csv``, ``metrics.csv``, ``summary.json`` and ``report.html``.
+        Folder for ``draws.csv``, ``metrics.csv``, ``summary.json`` and ``report.html``; what was found of a scan is
+        kept in ``scans/`` as it is found, so that the same command goes on.
     samples, seed
         Draws a scan, two at least, and their seed.
     on
@@ -80,7 +83,8 @@ def judge_consistency(
         def told(share: float, index: int = index, name: str = row.name) -> None:
             on_progress(index + share, len(rows), name)
 
-        found.append(_sampled(table, row, model, Options(samples=samples, seed=seed, interval=False), on, told))
+        options = Options(samples=samples, seed=seed, interval=False)
+        found.append(_kept(table, row, model, options, on, told, out / "scans" / f"{row.name}.json"))
     on_progress(len(rows), len(rows), "")
     frame = metrics_frame(found, name_of(model), model.common.task.targets[0])
     summary = summarise(frame)
@@ -98,6 +102,28 @@ def judge_consistency(
     names = (model.common.task.source, model.common.task.targets[0])
     write_text(out / "report.html", consistency_page(found, summary, names, head, weights_of(model)))
     return out / "report.html"
+
+
+def _kept(
+    table: Cohort, row: Row, model: Model, options: Options, on: On, told: Callable[[float], None], file: Path
+) -> Sampled:
+    """Give what was found of one scan, drawn and judged if it was not, or was with anything else."""
+    source, target = model.common.task.source, model.common.task.targets[0]
+    wanted = {
+        **recipe(model, target, sha256(row.images[source]), options),
+        "truth_sha256": sha256(row.images[target]),
+        "masks": {name: sha256(path) for name, path in row.masks.items()},
+        "judged_on": on,
+    }
+    if file.is_file():
+        kept = read_json(file, "remove it")
+        if isinstance(kept, dict) and kept.get("recipe") == wanted:
+            with suppress(AttributeError, KeyError, TypeError):  # written by nobody that we know: it is made anew
+                return Sampled.from_json(kept["found"])
+    found = _sampled(table, row, model, options, on, told)
+    make_folder(file.parent)
+    write_json(file, {"recipe": wanted, "found": found.to_json()})
+    return found
 
 
 def _sampled(table: Cohort, row: Row, model: Model, options: Options, on: On, told: Callable[[float], None]) -> Sampled:

@@ -5,14 +5,15 @@ Group g of five holds the draws whose score, brought to [0, 1] over the draws of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scanbridge.metrics.uncertainty import Ranking, spearman
+from scanbridge.metrics.uncertainty import Ranking, RiskCoverage, spearman
 
 METRICS = ("psnr", "ssim_3d", "mae")
 HIGHER = ("psnr", "ssim_3d")
@@ -52,6 +53,30 @@ class Sampled:
     def groups(self) -> list[int | None]:
         """By draw the group of its normalised score, 1 to 5: five equal parts of [0, 1]."""
         return [None if np.isnan(u) else min(int(u * GROUPS), GROUPS - 1) + 1 for u in self.normalised]
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as JSON values; what is not a number is None."""
+        return {name: _plain(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Sampled:
+        """Read what `to_json` gave.
+
+        Raises
+        ------
+        AttributeError, KeyError, TypeError
+            If it is something else.
+        """
+        maps = []
+        for each in tree["maps"]:
+            points = {name: np.array(each["curve"][name]) for name in ("coverage", "risk")}
+            maps.append(Ranking(each["name"], each["spearman"], RiskCoverage(**{**each["curve"], **points})))
+        measured = {
+            "normalised": [_number(u) for u in tree["normalised"]],
+            "qualities": [{name: _number(value) for name, value in each.items()} for each in tree["qualities"]],
+            "estimate": {name: _number(value) for name, value in tree["estimate"].items()},
+        }
+        return cls(**{**tree, **measured, "maps": maps})
 
     def values(self, metric: str) -> NDArray[np.float64]:
         """Give one metric of all draws."""
@@ -102,3 +127,18 @@ def _numbers(scan: Sampled) -> Iterator[tuple[str, str, str, float | None]]:
         for trivial in (each for each in scan.maps if each.name in TRIVIAL):
             beyond = rank.curve.area - trivial.curve.area
             yield f"map {rank.name}", f"aurc_from_{trivial.name}", scan.unit, beyond
+
+
+def _plain(value: Any) -> Any:
+    """Give a tree of JSON values."""
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list | np.ndarray):
+        return [_plain(part) for part in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return value
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
