@@ -27,32 +27,24 @@ from scanbridge.trials import Row, Trials, judge_rows, listing, plan_rows, slug,
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CT2MRI, BBDM, REGRESSION = (CONFIGS / f"{name}-small.toml" for name in ("ct2mri", "bbdm", "regression"))
-TARGET = {
-    "regression.use": False,
-    "bridge.predict": "target",
-    "bridge.times": "continuous",
-    "bridge.at_source": 0.7,
-    "bridge.images": 12000,
-    "estimate.calls": 4,
-    "estimate.mirror": [],
-}
-PUBLISHED = {**TARGET, "estimate.grid": "published"}
+WALK = CONFIGS / "ct2mri-small-walk.toml"
+PUBLISHED = {"estimate.grid": "published"}
 ROWS = [
     Row("ct2mri", CT2MRI),
     Row("no key", CT2MRI, {"style.use": False}),
     Row("bbdm", BBDM),
     Row("regression", REGRESSION),
-    Row("target head", CT2MRI, TARGET),
-    Row("target head, no key", CT2MRI, {**TARGET, "style.use": False}),
-    Row("target head, bbdm", BBDM, TARGET),
-    Row("key nearest", CT2MRI, {**TARGET, "style.choice": "nearest"}),
-    Row("no co-prediction", CT2MRI, {**TARGET, "coprediction": False}),
-    Row("no key, no co-prediction", CT2MRI, {**TARGET, "style.use": False, "coprediction": False}),
-    Row("ISTA 4 + 3", CT2MRI, {**TARGET, "correction.corrections": 1}),
-    Row("100 calls", CT2MRI, {**PUBLISHED, "estimate.calls": 100}),
-    Row("ISTA 50 + 49", CT2MRI, {**PUBLISHED, "estimate.calls": 50, "correction.corrections": 1}),
+    Row("regression, 18,000 windows", REGRESSION, {"train.images": 18000}),
+    Row("walk", WALK),
+    Row("walk, no key", WALK, {"style.use": False}),
+    Row("walk, key nearest", WALK, {"style.choice": "nearest"}),
+    Row("walk, no co-prediction", WALK, {"coprediction": False}),
+    Row("walk, no key, no co-prediction", WALK, {"style.use": False, "coprediction": False}),
+    Row("walk, ISTA 4 + 3", WALK, {"correction.corrections": 1}),
+    Row("walk, 100 calls", WALK, {**PUBLISHED, "estimate.calls": 100}),
+    Row("walk, ISTA 50 + 49", WALK, {**PUBLISHED, "estimate.calls": 50, "correction.corrections": 1}),
 ]
-"""The presets; then, with a network that predicts the target and that many calls refine, the paper's Table 2 in form:
+"""The presets; then, with a bridge that is walked from the source, the paper's Table 2 in form:
 with and without key, co-prediction and corrector (calls + moves), and its own two walks ("100 calls", "ISTA 50 + 49").
 """
 
