@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,7 +84,7 @@ def _data(models: Mapping[str, Model], one: Judged, facts: Mapping[str, Any]) ->
         ("Metrics", f"on {on} ({spacing} mm), foreground of the source; unit: {unit}"),
         ("Products", "rows named after a run are its estimate; ':one-call' is the same network's first call"),
         *_not_judged(models, facts),
-        ("Weights", "; ".join(f"{name}: {digest[:12]}" for name, m in models.items() for digest in m.weights.values())),
+        ("Weights", "; ".join(f"{label}: {model.weights[stage][:12]}" for label, model, stage in _stages(models))),
     ]
 
 
@@ -308,12 +308,18 @@ def _interval_plots(intervals: Sequence[Intervals]) -> list[Picture]:
 
 def _training(models: Mapping[str, Model]) -> list[Picture]:
     series = []
+    for label, model, stage in _stages(models):
+        lines = read_log(model.run / "stages" / stage / "log.jsonl") if model.run else []
+        if lines:
+            series.append(Series(label, [line["images"] for line in lines], [line["loss"] for line in lines]))
+    return [training_curves(series)] if series else []
+
+
+def _stages(models: Mapping[str, Model]) -> Iterator[tuple[str, Model, str]]:
+    """Give every stage of every run with a name for a reader: the run's, and the stage's where there are several."""
     for name, model in models.items():
         for stage in model.weights:
-            lines = read_log(model.run / "stages" / stage / "log.jsonl") if model.run else []
-            if lines:
-                series.append(Series(name, [line["images"] for line in lines], [line["loss"] for line in lines]))
-    return [training_curves(series)] if series else []
+            yield (f"{name}, {stage}" if len(model.weights) > 1 else name), model, stage
 
 
 def _settings(models: Mapping[str, Model]) -> list[tuple[str, str]]:

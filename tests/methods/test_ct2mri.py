@@ -92,9 +92,8 @@ def test_the_statistics_are_those_of_the_cases(ct2mri):
     assert torch.equal(statistics["style_keys"][1], style_key(volume(31)[0]))
     assert torch.equal(statistics["source_keys"][0], style_key(volume(20)[0]))
     assert made("ct2mri", style={"use": False}).stage.fit(cases, Fitted()) == {}
-    first, second = made(f"ct2mri{FIRST}").stages
-    assert first.fit(cases, Fitted()).keys() == statistics.keys()
-    assert second.fit(cases, Fitted()) == {}  # it has them of the first
+    for stage in made(f"ct2mri{FIRST}").stages:  # each its own: a regression may come from a run with other people
+        assert torch.equal(stage.fit(cases, Fitted())["style_keys"], statistics["style_keys"])
 
 
 def test_an_item_that_is_told_the_average_key_does_not_know_whose_it_is():

@@ -1,8 +1,8 @@
 """BBDM: a Brownian bridge from the source to the target, on single slices or windows of slices.
 
 Source: Li et al., "BBDM: image-to-image translation with Brownian bridge diffusion models", CVPR 2023 (eq. 4 to 12).
-Deviations: pixels, not latents; the source is concatenated to the state, as in CT2MRI's released code; our presets
-train on continuous times with t = 1 included and predict the target with L2, for which the score is exact.
+Deviations: pixels, not latents; the source is concatenated to the state, as in CT2MRI's released code; our preset puts
+a regression first and gives the bridge its residual (`scanbridge.methods.window_bridge`), with L2: the score is exact.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ Axes: windows are (B, images, d, H, W).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -72,10 +72,10 @@ class Tokens:
 
 
 def window_stages(config: WindowBridge, target: str, tokens: Tokens = Tokens()) -> tuple[Stage, ...]:
-    """Give the stages: the regression where there is one, and the bridge; the first of them fits the tokens."""
+    """Give the stages: the regression where there is one, and the bridge."""
     first, bridge = config.regression, _bridge_stage(config, target, tokens)
     if not first.use:
-        return (replace(bridge, fit=tokens.fit),)
+        return (bridge,)
     if config.bridge.at_source > 0:
         raise UserError(
             f"bridge.at_source = {config.bridge.at_source:g} with regression.use",
@@ -129,6 +129,7 @@ def _bridge_stage(config: WindowBridge, target: str, tokens: Tokens) -> Stage:
         Item(config.radius),
         build,
         loss,
+        tokens.fit,  # anew: a regression of another run has the statistics of other people
         images=config.bridge.images,
         learning_rate=config.bridge.learning_rate,
     )
