@@ -69,6 +69,13 @@ def test_a_summary_has_an_interval_and_the_number_of_people(compared):
         assert row["low"] <= row["mean"] <= row["high"]
 
 
+def test_the_page_names_the_weights_of_every_stage(compared, run):
+    page = (compared / "report.html").read_text()
+    for stage in ("regression", "bridge"):
+        digest = json.loads((run / "stages" / stage / "weights.json").read_text())["sha256"]
+        assert f"{run.name}, {stage}: {digest[:12]}" in page
+
+
 def test_the_page_needs_nothing_beside_it(compared):
     page = (compared / "report.html").read_text()
     assert "<html" in page

@@ -52,7 +52,8 @@ def describe(run: Path) -> str:
     for product in ("estimate", "draw"):
         walk = getattr(config, product, None)
         if walk is not None:
-            lines.append(f"{product}: {walk.walk}, {walk.calls} network calls, grid {walk.grid}, order {walk.order}")
+            calls = f"{walk.calls} network call{'s' * (walk.calls > 1)}"
+            lines.append(f"{product}: {walk.walk}, {calls}, grid {walk.grid}, order {walk.order}")
     lines += [*_promised(run), _warned(run)]
     return "\n".join(lines)
 
