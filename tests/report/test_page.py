@@ -30,6 +30,14 @@ def frame(shift=4.0, n=12, runs=("runs/a", "floor:intensity", "floor:histogram")
     return pd.DataFrame(rows, columns=["run", "subject", "target", "region", "metric", "unit", "value"])
 
 
+def above(by):
+    """Give a table in which runs/a is the same amount above the first floor for every patient, in every metric."""
+    table = frame()
+    floor = table[table["run"] == "floor:intensity"]
+    same = floor.assign(run="runs/a", value=floor["value"] + by)
+    return pd.concat([same, table[table["run"] != "runs/a"]])
+
+
 def context(table=None, **changes):
     table = frame() if table is None else table
     settings = {
@@ -142,6 +150,7 @@ def test_the_verdict_names_size_interval_and_patients():
     [
         (frame(shift=-2.0), "below floor:intensity"),
         (frame(shift=0.0), "cannot be told apart from floor:intensity"),
+        (above(1e-5), "is that of floor:intensity to every digit shown"),
         (frame(n=4), "With so few patients the interval is too narrow"),
         (frame(n=1), "there is no interval"),
     ],
@@ -179,6 +188,11 @@ def test_floors_stand_last_and_are_marked():
 
 def test_only_a_lead_beyond_chance_is_bold():
     assert "(best)" not in render(context(frame(shift=0.0)))
+
+
+def test_a_lead_of_the_size_of_rounding_is_not_bold():
+    assert "(best)" in render(context(above(0.1)))
+    assert "(best)" not in render(context(above(1e-5)))
 
 
 def test_patients_are_counted_by_row_where_they_differ():

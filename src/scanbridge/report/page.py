@@ -182,6 +182,8 @@ def _sentence(row: Mapping[str, Any]) -> str:
     if not interval(row):
         return f"{name} of {who} is {size} {against}; with so few patients there is no interval."
     spans = f"95 % interval of the difference {interval(row, signed=True)}{unit}"
+    if len({number(value, row["unit"]) for value in (0.0, row["low"], row["high"])}) == 1:
+        return f"{name} of {who} is that of {against} to every digit shown, {spans}."
     if row["low"] <= 0 <= row["high"]:
         return f"{name} of {who} cannot be told apart from {against}: it is {size} it, {spans}."
     few = " With so few patients the interval is too narrow." if "too narrow" in row["note"] else ""

@@ -105,12 +105,19 @@ def number(value: float | None, unit: str, *, signed: bool = False) -> str:
 
     >>> number(21.346, "dB"), number(-0.0123, "1", signed=True), number(None, "HU")
     ('21.35', '−0.012', '–')
+
+    What rounds to nothing has no sign:
+
+    >>> number(-0.0004, "dB", signed=True)
+    '0.00'
     """
     if value is None:
         return DASH
     digits = {"dB": 2, "HU": 1, "SUV": 2}.get(unit, 3)
-    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
-    return text.replace("-", MINUS)
+    text = f"{value:.{digits}f}"
+    if not float(text):
+        return text.removeprefix("-")
+    return ("+" if signed and value > 0 else "") + text.replace("-", MINUS)
 
 
 def interval(row: Mapping[str, Any], *, signed: bool = False) -> str:
@@ -141,7 +148,7 @@ def summary_table(
     regions
         One region gives a row a run; several give a row for every region and run.
     leaders
-        (target, metric) to the run that leads beyond chance.
+        (target, metric) to the run that leads beyond chance; it is bold where no other number is printed like its own.
     explained
         Say beneath the table what its numbers and its floors are.
     """
@@ -160,6 +167,7 @@ def summary_table(
                 _mean(row, counts[-1], leads=best.get((target, m)) == run) for m, row in zip(shown, rows, strict=True)
             ]
             lines.append(Line(run, tuple(found), is_floor(run), region if len(regions) > 1 else ""))
+    lines = _without_ties(lines)
     columns = tuple(metric_name(metric, units[metric]) for metric in shown)
     notes = (*(_legend(lines) if explained else ()), *remarks(lines))
     if len(set(counts)) == 1:
@@ -223,6 +231,21 @@ def _mean(row: Mapping[str, Any] | None, most: int, *, leads: bool) -> Cell:
         beneath = f"{beneath} n = {row['n']}".strip()
     infinite = row["mean"] is None and str(row.get("note", "")).startswith("infinite")
     return Cell("∞" if infinite else number(row["mean"], row["unit"]), beneath, best=leads, note=row.get("note", ""))
+
+
+def _without_ties(lines: Sequence[Line]) -> list[Line]:
+    """Take the bold from numbers that another row prints alike: beyond chance, and of the size of rounding."""
+    columns = [[cell.main for cell in column] for column in zip(*(line.cells for line in lines), strict=True)]
+    return [
+        replace(
+            line,
+            cells=tuple(
+                replace(cell, best=cell.best and column.count(cell.main) == 1)
+                for cell, column in zip(line.cells, columns, strict=True)
+            ),
+        )
+        for line in lines
+    ]
 
 
 def _legend(lines: Sequence[Line]) -> tuple[str, ...]:
