@@ -107,12 +107,12 @@ def fold(asked: argparse.Namespace, seed: int, subject: str) -> Trials:
 
 def train(asked: argparse.Namespace, trials: Trials, where: str) -> None:
     """Train the rows of one fold, or go on where they were left."""
-    said: dict[str, int] = {}
+    said: dict[tuple[str, str], int] = {}
 
     def progress(name: str, p: Progress) -> None:
-        if p.images >= said.get(name, 0) or p.images == p.of:
+        if p.images >= said.get((name, p.stage), 0) or p.images == p.of:
             print(f"  {where}: {name} {p.stage} {p.images}/{p.of}  {p.rate:.1f} images/s", flush=True)
-            said[name] = p.images + p.of // 10
+            said[name, p.stage] = p.images + p.of // 10
 
     if code := train_rows(trials, cache=asked.runs / "cache", say=print, on_progress=progress):
         sys.exit(code)

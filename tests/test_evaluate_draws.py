@@ -46,7 +46,7 @@ def truth(run, cohort):
     """What the test patient's predictions are held against."""
     table = read_cohort(cohort)
     row = next(row for row in table.rows if row.subject == "p4")
-    return load_truth(table, row, Model.open(run, device="cpu"), "target").with_contrasts()
+    return load_truth(table, row, Model.open(run, device="cpu"), "target").with_looks()
 
 
 def test_the_api_gives_draws_that_are_those_of_one_call_and_their_spread(run, cohort):
@@ -98,7 +98,7 @@ def test_an_evaluation_has_rows_of_one_draw_and_of_the_mean(judged):
 
 def test_all_else_is_as_it_is_without_draws(judged, plain):
     alone, beside = (pd.read_csv(out / "metrics.csv") for out in (plain, judged))
-    new = beside["run"].str.contains(":draw|:mean-of", regex=True) | (beside["metric"] == "contrast")
+    new = beside["run"].str.contains(":draw|:mean-of", regex=True) | beside["metric"].isin(["contrast", "grain"])
     pd.testing.assert_frame_equal(beside[~new].reset_index(drop=True), alone)
     assert not alone["run"].str.contains("draw|mean-of|truth", regex=True).any()
     assert "Draws beside the estimate" not in (plain / "report.html").read_text()
@@ -157,6 +157,8 @@ def test_an_oracle_sampler_is_calibrated_as_sharp_as_the_truth_and_loses_three_d
     assert mean.value("sharpness") < 0.7
     assert mean.value("psnr") - one.value("psnr") == pytest.approx(10 * np.log10(2 / (1 + 1 / 8)), abs=0.2)
     (own,) = judge_truth(real)
+    assert one.value("grain") == pytest.approx(own.value("grain"), rel=0.1)
+    assert own.value("grain") > 0.1
     assert one.value("contrast", "lesion") == pytest.approx(own.value("contrast", "lesion"), abs=0.02)
 
 

@@ -125,7 +125,7 @@ def judge_split(
     for index, row in enumerate(rows):
         truth = load_truth(table, row, first, on)
         if samples:
-            truth = truth.with_contrasts()
+            truth = truth.with_looks()
         for step, (name, model) in enumerate(models.items()):
             on_progress(index + step / len(models), len(rows), f"{row.name}: {name}")
             options = Options(

@@ -207,12 +207,13 @@ def _drawn(judged: Sequence[Judged], summary: Rows) -> list[Drawn]:
     for mean in dict.fromkeys(each.run for each in judged if each.product == "mean"):
         run, _, ending = mean.rpartition(":")
         shown = [f"{run}:one-call", run, mean, f"{run}:draw"]
-        rows = [row for name in shown for row in summary if row["run"] == name]
+        rows = [row for name in (*shown, TRUTH) for row in summary if row["run"] == name]
         found.append(
             Drawn(
                 run=run,
                 draw=shown[-1],
                 mean=mean,
+                truth=TRUTH,
                 n_draws=int(ending.rpartition("-")[2]),
                 target=rows[0]["target"],
                 region="foreground",

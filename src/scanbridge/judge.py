@@ -239,8 +239,8 @@ def judge_floors(floors: Floors, truth: Truth) -> list[Judged]:
 
 
 def judge_truth(truth: Truth) -> list[Judged]:
-    """Measure of the truth itself what predictions are held against: the contrast of its regions, if that is asked."""
-    rows = _contrasts(TRUTH, truth, truth.target)
+    """Measure of the truth itself what predictions are held against: its grain and contrasts, if that is asked."""
+    rows = _looks(TRUTH, truth, truth.target)
     return [replace(_about(TRUTH, truth, rows), product="truth")] if rows else []
 
 
@@ -261,7 +261,7 @@ def judge(name: str, truth: Truth, prediction: Array, scale: Scale) -> Judged:
     if truth.unit == "1":
         native = psnr(prediction, truth.native, truth.regions["foreground"], data_range=scale.range)
         rows.append(_line(name, truth, "foreground", "psnr_native", "dB", native))
-    return _about(name, truth, [*rows, *_contrasts(name, truth, mapped)])
+    return _about(name, truth, [*rows, *_looks(name, truth, mapped)])
 
 
 def with_pictures(judged: Judged, truth: Truth, estimate: Array, uncertainty: Array, draw: Array | None) -> Judged:
@@ -289,10 +289,10 @@ def _about(name: str, truth: Truth, rows: list[dict[str, Any]]) -> Judged:
     )
 
 
-def _contrasts(name: str, truth: Truth, image: Array) -> list[dict[str, Any]]:
+def _looks(name: str, truth: Truth, image: Array) -> list[dict[str, Any]]:
     return [
-        _line(name, truth, region, "contrast", truth.unit, measured(image))
-        for region, measured in truth.contrasts.items()
+        _line(name, truth, region, metric, unit, measured(image))
+        for (region, metric, unit), measured in truth.looks.items()
     ]
 
 

@@ -14,7 +14,7 @@ from scanbridge.data.foreground import foreground
 from scanbridge.data.grid import Grid, resample
 from scanbridge.data.intensity import Scale, scale_of
 from scanbridge.data.nifti import Volume, read
-from scanbridge.metrics.draws import contrast
+from scanbridge.metrics.draws import contrast, grain
 from scanbridge.model import Model
 from scanbridge.translation import foreground_of, grid_of
 
@@ -44,8 +44,9 @@ class Truth:
         What source and target are: mr, ct, pet or other.
     outside
         Share of the grid that the source's field of view does not hold.
-    contrasts
-        What measures the contrast of each region that a mask marks, where that is asked for.
+    looks
+        What else measures an image, where that is asked for, by (region, metric, unit): grain, and the contrast of
+        each region that a mask marks.
     """
 
     row: Row
@@ -60,7 +61,7 @@ class Truth:
     source_scale: Scale
     kinds: tuple[str, str]
     outside: float
-    contrasts: Mapping[str, Callable[[Array], float | None]] = field(default_factory=dict)
+    looks: Mapping[tuple[str, str, str], Callable[[Array], float | None]] = field(default_factory=dict)
 
     @property
     def unit(self) -> str:
@@ -72,11 +73,12 @@ class Truth:
         """R of the metrics."""
         return 1.0 if self.unit == "1" else self.scale.range
 
-    def with_contrasts(self) -> Truth:
-        """Give this truth with what measures the contrast of each marked region against its rim."""
+    def with_looks(self) -> Truth:
+        """Give this truth with what measures grain, and the contrast of each marked region against its rim."""
         marked = [name for name in self.regions if f"not_{name}" in self.regions]
         body = self.regions["foreground"]
-        return replace(self, contrasts={name: contrast(self.regions[name], body) for name in marked})
+        contrasts = {(name, "contrast", self.unit): contrast(self.regions[name], body) for name in marked}
+        return replace(self, looks={("foreground", "grain", "1"): grain(body, self.target), **contrasts})
 
     def written(self, scale: Scale) -> Array:
         """Give the target as metrics see it, on the scale of a written volume: what an interval is about."""

@@ -8,7 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from scanbridge.metrics.draws import Moments, contrast, rim_of, spread_ratio
+from scanbridge.metrics.draws import SURROUND, Moments, contrast, grain, rim_of, spread_ratio
 from scanbridge.metrics.image import psnr
 
 SHAPE = (24, 24, 24)
@@ -133,3 +133,36 @@ def test_a_rim_stays_within_the_body_and_out_of_other_lesions():
     assert not (rim & mask).any()
     assert contrast(~ALL, ALL)(gaussian(6, 1)[0]) is None
     assert contrast(mask, mask)(gaussian(6, 1)[0]) is None
+
+
+def head(side: int = 48) -> np.ndarray:
+    """Give a ball in the middle of a volume, with room around it."""
+    at = np.indices((side, side, side)) - (side - 1) / 2
+    return np.asarray((at**2).sum(axis=0) < (side / 5) ** 2)
+
+
+def test_grain_is_the_noise_around_the_body_as_a_share_of_the_detail_inside():
+    body, rng = head(), np.random.default_rng(6)
+    truth = np.where(body, 0.1 * rng.normal(size=body.shape), 0.0)
+    measured = grain(body, truth)
+    assert measured(truth) < 1e-3
+    noise = rng.normal(size=body.shape)
+    for share in (0.1, 0.5):
+        assert measured(truth + 0.1 * share * noise) == pytest.approx(share, rel=0.05)
+    smooth = np.broadcast_to(np.linspace(0, 1, len(body)), body.shape)
+    assert measured(truth + smooth) < 0.01  # brightness is not grain
+    assert grain(body, 7 * truth)(7 * noise) == pytest.approx(measured(noise))
+
+
+@pytest.mark.parametrize(("away", "counts"), [(1, False), (SURROUND[0] + 2, True), (SURROUND[1] + 4, False)])
+def test_grain_is_measured_where_the_edge_of_the_body_has_faded_and_not_far_away(away, counts):
+    body = head()
+    grown = body if away == 1 else body | rim_of(body, ~body, width=away - 1)
+    shell = rim_of(grown, ~grown, width=1)
+    measured = grain(body, np.random.default_rng(7).normal(size=body.shape))
+    assert (measured(shell.astype(np.float32)) > 0.01) == counts
+
+
+def test_without_a_surround_or_detail_there_is_no_grain():
+    assert grain(ALL, gaussian(8, 1)[0])(gaussian(8, 1)[0]) is None
+    assert grain(head(), np.ones((48, 48, 48)))(np.ones((48, 48, 48))) is None

@@ -1,4 +1,4 @@
-"""What K draws of one scan are worth beside one estimate: their mean, their spread, and the contrast of what they show.
+"""What K draws of one scan are worth beside one estimate: their mean, spread, contrasts and grain.
 
 The truth is one more draw of a perfect sampler. Everything here follows from that: K perfect draws of variance v have
 a mean whose squared error is v (1 + 1 / K), where the posterior mean has v and a single draw 2 v, which is 3 dB more.
@@ -13,10 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import binary_dilation, generate_binary_structure
 
+from scanbridge.metrics.image import detail
 from scanbridge.metrics.slices import Image, Mask
 
 RIM = 3
 """Voxels around a region that its contrast is measured against."""
+SURROUND = (5, 10)
+"""Voxels away from a body: beyond the first, where its edge has faded, and up to the second, grain is measured."""
 
 Values = npt.NDArray[np.float64]
 
@@ -108,3 +111,29 @@ def contrast(region: Mask, within: Mask, *, width: int = RIM) -> Callable[[Image
     if not (region.any() and rim.any()):
         return lambda image: None  # noqa: ARG005  (nothing to measure in any image)
     return lambda image: float(image[region].mean(dtype=np.float64) - image[rim].mean(dtype=np.float64))
+
+
+def grain(body: Mask, truth: Image) -> Callable[[Image], float | None]:
+    """Give what measures grain in an image: its detail around a body, where there is nothing, over the truth's inside.
+
+    RMS of the high frequencies in the `SURROUND`, over that of the truth within the body. White noise that passes for
+    texture inside shows here; 0 is an empty surround, and the truth's own grain is its noise. None where the body
+    fills the volume or the truth is constant.
+
+    Parameters
+    ----------
+    body
+        The foreground, (I, J, K).
+    truth
+        (I, J, K), in the unit of the images that will be measured.
+    """
+    near, far = (binary_dilation(body, generate_binary_structure(3, 1), iterations=n) for n in SURROUND)
+    around = far & ~near
+    inside = _rms(detail(truth), body) if body.any() else 0.0
+    if not (around.any() and inside):
+        return lambda image: None  # noqa: ARG005  (nothing to measure in any image)
+    return lambda image: _rms(detail(image), around) / inside
+
+
+def _rms(values: Image, region: Mask) -> float:
+    return math.sqrt(float(np.square(values[region], dtype=np.float64).mean()))

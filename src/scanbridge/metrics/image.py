@@ -92,7 +92,7 @@ def measure(
     p, t = prediction[box], target[box]
     held = {name: region[box] for name, region in regions.items()}
     similarity = {name: ssim_map(p, t, data_range=data_range, axis=axis) for name, axis in _windows(axes).items()}
-    detail = (_detail(p), _detail(t))
+    details = (detail(p), detail(t))
     error = p.astype(np.float64) - t
 
     rows: list[Measurement] = []
@@ -102,7 +102,7 @@ def measure(
             continue
         rows += _pointwise(name, error, t, region, data_range, unit)
         rows += [_mean_similarity(name, metric, values, region) for metric, values in similarity.items()]
-        sharpness = _ratio(*(float(np.square(d[region], dtype=np.float64).sum()) for d in detail))
+        sharpness = _ratio(*(float(np.square(d[region], dtype=np.float64).sum()) for d in details))
         rows.append(Measurement(name, "sharpness", "1", sharpness, _FLAT if sharpness is None else ""))
         rows += _across_slices(name, error, t, region, unit, axes, slice_axis)
     return rows
@@ -220,8 +220,8 @@ def _across_slices(
     return styles + shapes
 
 
-def _detail(image: Image) -> Image:
-    """Give what a Gaussian of one voxel takes away, the image's high frequencies."""
+def detail(image: Image) -> Image:
+    """Give what a Gaussian of one voxel takes away from an image (I, J, K), its high frequencies."""
     single = image.astype(np.float32, copy=False)
     return np.asarray(single - gaussian_filter(single, 1.0, mode="reflect"))
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from scanbridge.metrics.draws import SURROUND
 from scanbridge.report.tables import Cell, Line, Rows, Table, interval, metric_name, number, remarks, summary_table
 
-SIDE_BY_SIDE = ("psnr", "ssim_3d", "mae", "sharpness")
+SIDE_BY_SIDE = ("psnr", "ssim_3d", "mae", "sharpness", "grain")
 CLOSE = 0.1
 """How far from 1 a ratio may be to count as right."""
 
@@ -17,6 +18,11 @@ PRODUCTS = (
     "An estimate is one volume that aims at the smallest error and is smooth; a draw is one sample of what the scan "
     "may have been, with texture. A perfect draw has twice the squared error of a perfect estimate, so it loses 3 dB "
     "to the mean: the rows below stand beside each other and are not ranked."
+)
+
+GRAIN = (
+    f"Grain: RMS of the detail from {SURROUND[0]} to {SURROUND[1]} voxels outside the foreground, where there is "
+    "nothing to show, over that of the truth inside it."
 )
 
 
@@ -47,8 +53,8 @@ class Drawn:
 
     Attributes
     ----------
-    run, draw, mean
-        The rows of its estimate, of one draw, and of the mean of its draws.
+    run, draw, mean, truth
+        The rows of its estimate, of one draw, of the mean of its draws, and of the truth itself.
     n_draws
         K.
     target, region
@@ -62,6 +68,7 @@ class Drawn:
     run: str
     draw: str
     mean: str
+    truth: str
     n_draws: int
     target: str
     region: str
@@ -88,6 +95,8 @@ def draw_block(found: Drawn) -> dict[str, Any]:
         target=found.target,
         regions=[found.region],
     )
+    if beside is not None:
+        beside = replace(beside, notes=(*beside.notes, GRAIN))
     tables = [beside, _spread_table(found), *(_contrast_table(found, each) for each in found.contrasts)]
     return {"sentences": [cost(found), offer(found)], "tables": [table for table in tables if table is not None]}
 
@@ -130,7 +139,13 @@ def _sharpness(found: Drawn) -> tuple[bool, str] | None:
     right = abs(draw - 1) <= CLOSE
     goal = f"{'within' if right else 'not within'} {100 * CLOSE:.0f} % of 1"
     shares = f"{number(draw, '1')} of the truth's sharpness ({goal}), the estimate {number(estimate, '1')}"
-    return right, f"a draw has {shares}; grain counts as sharpness, so look at the pictures"
+    grain, own = (found.value(run, "grain") for run in (found.draw, found.truth))
+    if grain is None or own is None:
+        return right, f"a draw has {shares}; grain counts as sharpness, so look at the pictures"
+    clean = grain - own <= CLOSE
+    noise = f"its grain is {number(grain, '1')} where the truth's is {number(own, '1')}"
+    counts = "" if clean else ": much of what passes for detail is noise"
+    return right and clean, f"a draw has {shares}; {noise}{counts}"
 
 
 def _contrast(found: Drawn, each: Contrast) -> tuple[bool, str] | None:

@@ -32,6 +32,7 @@ _METRICS = {
     "nmse": ("NMSE", "↓"),
     "nmae": ("NMAE", "↓"),
     "sharpness": ("Sharpness", "→ 1"),
+    "grain": ("Grain", "↓"),
     "spread_ratio": ("Spread over error", "→ 1"),
     "miss": ("Outside the interval", "↓"),
     "width": ("Width of the interval", "↓"),
