@@ -12,6 +12,8 @@ import pytest
 from scanbridge.errors import UserError
 from scanbridge.simulate import simulate_brain, simulate_known
 
+NAMES = ("source", "target", "best", "sd")
+
 
 def bytes_of(folder):
     files = sorted(p for p in folder.rglob("*") if p.is_file())
@@ -106,8 +108,9 @@ def test_impossible_numbers_are_refused_before_anything_is_written(tmp_path, sub
 
 def test_the_known_law_is_on_disk(tmp_path):
     table = simulate_known(tmp_path / "a", subjects=2, size=32)
-    sd = json.loads((table.parent / "simulated.json").read_text())["residual_sd"]
+    even = json.loads((table.parent / "simulated.json").read_text())["residual_sd"]
     with table.open(newline="") as file:
         for row in csv.DictReader(file):
-            source, target, best = (nib.load(table.parent / row[k]).get_fdata() for k in ("source", "target", "best"))
-            assert (target - best)[source != 0].std() == pytest.approx(sd, rel=0.05)
+            source, target, best, sd = (nib.load(table.parent / row[k]).get_fdata() for k in NAMES)
+            np.testing.assert_allclose(sd[source != 0], even, rtol=1e-3)
+            assert (target - best)[source != 0].std() == pytest.approx(even, rel=0.05)

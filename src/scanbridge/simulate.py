@@ -48,15 +48,17 @@ type = "categorical"
 [split]
 column = "fold"
 """
-_KNOWN_FILES = {"source": "source", "target": "target", "best": "best"}
+_KNOWN_FILES = {"source": "source", "target": "target", "best": "best", "sd": "sd"}
 _KNOWN_COLUMNS = """\
-# What the columns of cohort.csv are. Given the source, the target is Gaussian around `best`; the sd: simulated.json.
+# What the columns of cohort.csv are. Given the source, the target is Gaussian with mean `best` and the sd `sd`.
 [images.source]
 kind = "mr"
 [images.target]
 kind = "mr"
 [images.best]
 kind = "mr"
+[images.sd]
+kind = "other"
 [split]
 column = "fold"
 """
@@ -109,23 +111,34 @@ def simulate_brain(
 
 
 def simulate_known(
-    out: Path, *, subjects: int, size: int = 48, seed: int = 0, progress: Progress | None = None
+    out: Path,
+    *,
+    subjects: int,
+    size: int = 48,
+    seed: int = 0,
+    texture: float = 0.0,
+    uneven: bool = False,
+    progress: Progress | None = None,
 ) -> Path:
     """Write a cohort of pairs whose law is known: target = best + residual, the residual Gaussian of known sd.
 
-    ``best`` is E[target | source]: inside the head no prediction has a smaller mean squared error than ``residual_sd``
-    squared (``simulated.json``, in the target's unit). Source and law are those of `scanbridge.data.phantom.toy_known`.
-    See `simulate_brain` for the parameters; `size` is 16 to 192 voxels of 192 / `size` mm. Nothing optional is needed.
+    ``best`` is E[target | source], and no prediction has a smaller mean squared error than the square of ``sd``, both
+    images of the cohort in the target's unit. Source and law, with `texture` and `uneven`, are those of
+    `scanbridge.data.phantom.toy_known`. See `simulate_brain` for the other parameters; `size` is 16 to 192 voxels of
+    192 / `size` mm. Nothing optional is needed.
     """
     _check_numbers(subjects, size, seed, least=16, most=192)
     _claim(
         out,
-        {"simulated": "known", "version": _VERSION, "seed": seed, "size": size, "residual_sd": _UNIT * phantom.TOY_SD},
+        {
+            **{"simulated": "known", "version": _VERSION, "seed": seed, "size": size},
+            **{"residual_sd": _UNIT * phantom.TOY_SD, "texture": texture, "uneven": uneven},
+        },
     )
     affine = np.diag([phantom.FIELD_OF_VIEW / size] * 3 + [1.0])
 
     def draw(i: int) -> tuple[Mapping[str, NDArray[np.float32]], NDArray[np.float64]]:
-        pair = phantom.toy_known(np.random.default_rng([seed, i]), (size, size, size))
+        pair = phantom.toy_known(np.random.default_rng([seed, i]), (size, size, size), texture=texture, uneven=uneven)
         return {name: _UNIT * image for name, image in pair.items()}, affine
 
     rows = []

@@ -345,7 +345,7 @@ def draw_anatomy(rng: np.random.Generator, *, size: int, age: float, male: bool)
 
 # --- toys for tests and for known laws --------------------------------------------------------------------------------
 
-TOY_SD = 0.05  # of the residual of `toy_known`, in units of the target, which lies in about [0, 1]
+TOY_SD = 0.05  # of the residual of `toy_known` where it is even, in units of the target, which lies in about [0, 1]
 
 
 def toy_pair(
@@ -368,14 +368,35 @@ def toy_pair(
     return dirty[0], dirty[1], np.asarray(head, np.bool_)
 
 
-def toy_known(rng: np.random.Generator, shape: tuple[int, int, int]) -> dict[str, Array]:
-    """Draw a pair with a known law: `target` = `best` + N(0, `TOY_SD`^2) in the head, `best` a function of `source`.
+def toy_known(
+    rng: np.random.Generator, shape: tuple[int, int, int], *, texture: float = 0.0, uneven: bool = False
+) -> dict[str, Array]:
+    """Draw a pair with a known law: `target` = `best` + `sd` * a Gaussian field, `best` and `sd` functions of `source`.
 
     The source is noiseless, and `best` uses its value and that of its surroundings: E[target | source] is not reached
     by a curve of intensity alone, but by a network that sees a few voxels around. All are 0 outside the head.
+
+    Parameters
+    ----------
+    texture
+        Sd in voxels of the Gaussian that white noise is filtered with; 0 leaves it white.
+    uneven
+        Whether `sd` grows with the source's value, `TOY_SD` (0.5 + source), or is `TOY_SD` everywhere in the head.
     """
     source, _, head = toy_pair(rng, shape, noise=0.0)
     around = ndimage.gaussian_filter(source, 1.5)
     best = np.where(head, 0.9 - 0.9 * source**2 + 1.5 * (source - around), 0).astype(np.float32)
-    target = np.where(head, best + TOY_SD * rng.standard_normal(shape), 0).astype(np.float32)
-    return {"source": source, "target": target, "best": best}
+    sd = np.where(head, TOY_SD * (0.5 + source if uneven else 1.0), 0).astype(np.float32)
+    target = np.where(head, best + sd * _unit_field(rng, shape, texture), 0).astype(np.float32)
+    return {"source": source, "target": target, "best": best, "sd": sd}
+
+
+def _unit_field(rng: np.random.Generator, shape: tuple[int, int, int], width: float) -> NDArray[np.float64]:
+    """Draw white noise filtered by a Gaussian of `width` voxels, of unit sd by its law: periodic, so it has no ends."""
+    white = rng.standard_normal(shape)
+    if not width:
+        return white
+    point = np.zeros(shape)
+    point[0, 0, 0] = 1.0
+    kernel = ndimage.gaussian_filter(point, width, mode="wrap")
+    return np.asarray(ndimage.gaussian_filter(white, width, mode="wrap") / np.sqrt(np.square(kernel).sum()))
