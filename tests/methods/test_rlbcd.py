@@ -231,6 +231,17 @@ def test_the_score_of_a_draw_is_that_of_its_pair_and_other_draws_change_nothing(
     assert -float((doubt**2).mean()) == pytest.approx(scores[2], rel=1e-4)  # every position is as many voxels
 
 
+def test_slices_alike_are_drawn_alike_where_their_noise_is():
+    flat = volume(5)[:, :1].expand(-1, 12, -1, -1)  # one slice, twelve times
+
+    def flicker(across: float) -> float:
+        (drawn,) = made("rlbcd", draw={"noise_across": across}).draw(flat, product="draw").volumes
+        return float((drawn[1:] - drawn[:-1]).square().mean() / drawn.var(dim=0).mean())
+
+    assert flicker(0.0) == pytest.approx(2, rel=0.2)  # of slices drawn independently
+    assert flicker(3.0) < 1
+
+
 def test_the_best_draw_is_kept_or_the_mean():
     drawn = made("rlbcd").draw(volume(5), product="draw", samples=3)
     best = max(range(3), key=lambda k: drawn.facts["consistency"][k])

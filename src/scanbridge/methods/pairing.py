@@ -32,11 +32,18 @@ def paired_noise(noise: ItemNoise, branches: int, shape: Sequence[int], *, share
 
 
 def walked_noise(
-    request: Request, number: int, step: int, like: Tensor, order: Sequence[Branch], *, shared: bool
+    request: Request,
+    number: int,
+    step: int,
+    like: Tensor,
+    order: Sequence[Branch],
+    *,
+    shared: bool,
+    across: float = 0.0,
 ) -> Tensor:
     """Draw the noise (n c, D, h, w) of a step of a volume's walk, for latents `like` (c, D, h, w)."""
     names = ["enhanced"] * len(order) if shared and len(order) > 1 else order
-    drawn = (NoiseSource(request.seed, request.subject, draw=number, stage=name) for name in names)
+    drawn = (NoiseSource(request.seed, request.subject, draw=number, stage=name, across=across) for name in names)
     return torch.cat([each(step, like.shape, like.device) for each in drawn])
 
 

@@ -74,10 +74,14 @@ class Guidance(Strict):
 class PairWalk(Walk):
     """A walk of both branches; the published one is BBDM's own chain of 200 steps."""
 
+    noise_across: float = Field(
+        default=0.0, ge=0, le=32, description="sd in slices of the filter that makes the noise of neighbours alike"
+    )
+
     @property
     def _published(self) -> dict[str, Any]:
         chain = {"walk": "marginals", "grid": "published", "start": "source", "eta": 1.0, "calls": 200}
-        return {**chain, "order": 1, "variance": "none", "temperature": 1.0}
+        return {**chain, "order": 1, "variance": "none", "temperature": 1.0, "noise_across": 0.0}
 
 
 class Config(Strict):
@@ -262,11 +266,11 @@ class Pair:
         """Say whether the product is chosen from several draws."""
         return request.product == "estimate" and self.config.selection.draws > 1 and request.quality != "draft"
 
-    def _walk(self, request: Request) -> Walk:
+    def _walk(self, request: Request) -> PairWalk:
         draws = request.product == "draw" or self._selects(request)
         return (self.config.draw if draws else self.config.estimate).asked(request)
 
-    def _walked(self, source: Tensor, settings: Walk, request: Request, number: int, calls: tuple[int, int]) -> End:
+    def _walked(self, source: Tensor, settings: PairWalk, request: Request, number: int, calls: tuple[int, int]) -> End:
         """Walk one draw, and decode it; `calls` are those made before, and of all."""
         config, scale, n = self.config, self.scale, settings.windows
         x = by_slices(lambda part: scale.encode({"source": part})["source"], source, slices=n)
@@ -278,7 +282,8 @@ class Pair:
             return by_slices(lambda u, y: part(u, y, t), state, sources, slices=n)
 
         def noise(step: int) -> Tensor:
-            return walked_noise(request, number, step, x, config.order, shared=config.noise == "shared")
+            shared = config.noise == "shared"
+            return walked_noise(request, number, step, x, config.order, shared=shared, across=settings.noise_across)
 
         def told(call: int, of: int) -> None:  # noqa: ARG001
             if request.on_call is not None:
