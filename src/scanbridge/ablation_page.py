@@ -24,6 +24,8 @@ from scanbridge.trials import Trial, Trials, as_settings
 REGION = "foreground"
 TESTED = ("psnr", "ssim_3d", "mae")
 """Named in advance: the family of the paired tests."""
+MARKED = ("psnr", "mae")
+"""Of regions that masks mark."""
 SHOWN = ("psnr", "ssim_3d", "mae", "sharpness", "slice_style_axial", "slice_shape_axial")
 
 
@@ -144,8 +146,12 @@ def _markdown(frame: pd.DataFrame, summary: Sequence[Mapping[str, Any]], about: 
     main = summary_table(
         shown, SHOWN, caption=REGION, target=about.target, regions=[REGION], leaders=best, explained=True
     )
+    marked = [region for region in dict.fromkeys(row["region"] for row in shown) if region not in (REGION, "volume")]
+    inside = summary_table(
+        shown, MARKED, caption="inside and outside of what masks mark", target=about.target, regions=marked
+    )
     n = frame["subject"].nunique()
-    tables = [main, differences_table(frame, about), *(people_tables(frame, about) if n < FEW else [])]
+    tables = [main, inside, differences_table(frame, about), *(people_tables(frame, about) if n < FEW else [])]
     facts = [*about.data, ("Metrics", _metrics(one)), *about.settings, ("scanbridge", __version__)]
     head = [f"# {about.title}: {about.source} to {about.target}, {patients(n)}", ""]
     return "\n".join(

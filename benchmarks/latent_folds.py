@@ -1,0 +1,68 @@
+"""CT to PET in five folds: RLBCD, BBDM in the same latents, BBDM in pixels, and a regression, at equal training time.
+
+    python benchmarks/latent_folds.py --cohort sts/cohort.csv --runs RUNS/pet-folds [--rows RLBCD regression]
+        [--parts 0 1] [--seeds 0] [--set k=v] [--dry-run]
+
+Fold i is judged, the next one is val, the others train. The images that a row sees are chosen so that all rows take
+about the same time on one processor; the autoencoder that two rows share is trained once and counted in both. What is
+kept and written, and how it resumes: held_out.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from held_out import CONFIGS, PLACE, Study, run
+from scanbridge.data.cohort import read_cohort
+from scanbridge.trials import Row
+
+RLBCD, BBDM, REGRESSION = (CONFIGS / f"{name}-small.toml" for name in ("rlbcd", "bbdm", "regression"))
+PET = {
+    "task.source": "ct",
+    "task.targets": ["pet"],
+    "task.match_median": False,
+    "grid.spacing": [4.0, 4.0, 4.0],
+}
+LATENT = {"autoencoder.images": 4000, "consistency.images": 800}
+ROWS = [
+    Row("RLBCD", RLBCD, {**LATENT, "train.images": 6000}),
+    Row(
+        "BBDM in its latents",
+        RLBCD,
+        {
+            **LATENT,
+            "branches": "enhanced",
+            "train.images": 12000,
+            "autoencoder.weights": f"{PLACE}/rlbcd-small-rlbcd/stages/autoencoder",
+        },
+    ),
+    Row("BBDM", BBDM, {**PET, "train.images": 7200, "bridge.images": 3000}),
+    Row("regression", REGRESSION, {**PET, "train.images": 11600}),
+]
+TIME = "about 700 s of one processor for each row, where three trainings share two: equal time, not equal images"
+
+
+def folds(cohort: Path) -> list[str]:
+    """Give the folds of a cohort."""
+    return sorted({row.group for row in read_cohort(cohort).rows if row.group is not None})
+
+
+def settings(fold: str, every: list[str]) -> list[str]:
+    """Set a fold apart to be judged, and the next one as val."""
+    following = every[(every.index(fold) + 1) % len(every)]
+    return [f"split.test=[{fold}]", f"split.val=[{following}]"]
+
+
+STUDY = Study(
+    name="latent_folds",
+    title="CT to PET, folds held out in turn",
+    rows=ROWS,
+    default=tuple(row.name for row in ROWS),
+    parts=folds,
+    settings=settings,
+    facts=[("Time", TIME)],
+    pictures=False,
+)
+
+if __name__ == "__main__":
+    run(STUDY, __doc__)
