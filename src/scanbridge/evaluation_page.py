@@ -12,7 +12,7 @@ from scanbridge import __version__
 from scanbridge.calibration import FILE
 from scanbridge.ceiling import known_ceiling
 from scanbridge.judge import TRUTH, Judged
-from scanbridge.metrics.statistics import mean_interval
+from scanbridge.metrics.statistics import mean_interval, side
 from scanbridge.model import Model
 from scanbridge.report.draws import Contrast, Drawn
 from scanbridge.report.figures import (
@@ -254,7 +254,7 @@ def _distances(values: Mapping[tuple[str, str, str], float], run: str, region: s
 def _nearer(draw: Mapping[str, float], estimate: Mapping[str, float]) -> bool:
     """Say whether draws are nearer to the truth than estimates beyond chance: the interval over patients excludes 0."""
     found = mean_interval([draw[subject] - estimate[subject] for subject in draw if subject in estimate])
-    return found.high is not None and found.high < 0
+    return side(found.n, found.low, found.high) < 0
 
 
 def _intervals(judged: Sequence[Judged], summary: Rows) -> list[Intervals]:

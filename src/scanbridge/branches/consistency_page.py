@@ -9,6 +9,7 @@ import numpy as np
 
 from scanbridge import __version__
 from scanbridge.branches.sampled import CHOICES, GROUPS, HIGHER, METRICS, TRIVIAL, Sampled
+from scanbridge.metrics.statistics import side
 from scanbridge.report.figures import Series, curves, risk_coverage_curves
 from scanbridge.report.picture import Picture
 from scanbridge.report.sections import Section, SectionsContext, render_sections
@@ -126,9 +127,7 @@ def _verdict(cells: Cells) -> list[str]:
 
 def _meaning(row: Mapping[str, Any], above: str, below: str, neither: str) -> str:
     """Choose words by whether an interval excludes 0."""
-    if row["low"] is None or row["high"] is None:
-        return neither
-    return above if row["low"] > 0 else below if row["high"] < 0 else neither
+    return {1: above, -1: below, 0: neither}[side(row["n"], row["low"], row["high"])]
 
 
 def _signed(row: Mapping[str, Any]) -> str:

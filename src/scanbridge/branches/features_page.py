@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from scanbridge import __version__
 from scanbridge.methods.rlbcd import Config
-from scanbridge.metrics.statistics import Interval, mean_interval
+from scanbridge.metrics.statistics import Interval, mean_interval, side
 from scanbridge.nets.dual import Branch
 from scanbridge.nets.unet import Way
 from scanbridge.report.figures import Dots, dot_plot
@@ -177,9 +177,9 @@ def _standing(found: Interval) -> str:
     spans = (
         f"{number(found.mean, '1', signed=True)}, 95 % interval {interval({**vars(found), 'unit': '1'}, signed=True)}"
     )
-    if found.low > 0:
+    if side(found.n, found.low, found.high) > 0:
         return f"{claim}: so it is here, encoders less decoders are {spans}."
-    if found.high < 0:
+    if side(found.n, found.low, found.high) < 0:
         return f"{claim}: here it is the other way round, encoders less decoders are {spans}."
     return f"{claim}: here the two cannot be told apart, encoders less decoders are {spans}."
 

@@ -21,6 +21,8 @@ from scanbridge.metrics.image import direction
 N_RESAMPLES = 10_000
 FEW = 10
 """Below this many patients an interval is too narrow, and says so."""
+LEAST = 6
+"""Below this many patients no difference is beyond chance: that all lie on one side has probability 2^(1 - n)."""
 
 Values = npt.NDArray[np.float64]
 
@@ -37,6 +39,17 @@ class Interval:
     low: float | None
     high: float | None
     note: str = ""
+
+
+def side(n: int, low: float | None, high: float | None) -> int:
+    """Say on which side of 0 an interval over n patients lies: 1 above, -1 below, 0 where that may be chance.
+
+    >>> side(12, 0.1, 0.4), side(12, -0.4, -0.1), side(12, -0.1, 0.4), side(3, 0.1, 0.4)
+    (1, -1, 0, 0)
+    """
+    if n < LEAST or low is None or high is None:
+        return 0
+    return int(low > 0) - int(high < 0)
 
 
 def mean_interval(values: Sequence[float] | Values, *, seed: int = 0) -> Interval:
@@ -162,8 +175,8 @@ def leaders(
     Returns
     -------
     dict
-        (target, metric) to the run whose paired 95 % interval against the next best excludes 0, or None. Two patients
-        at least; runs that no patient shares with the best are not looked at.
+        (target, metric) to the run whose paired 95 % interval against the next best excludes 0, or None. `LEAST`
+        patients at least; runs that no patient shares with the best are not looked at.
     """
     best: dict[tuple[str, str], str | None] = {}
     for (target, metric, _), table in _wide(frame, metrics, region):
@@ -174,7 +187,7 @@ def leaders(
         first, second = cost.index[:2]
         both = _cost(table, metric)[[first, second]].dropna()
         found = mean_interval((both[first] - both[second]).to_numpy(), seed=seed)
-        best[target, metric] = str(first) if found.high is not None and found.high < 0 else None
+        best[target, metric] = str(first) if side(found.n, found.low, found.high) < 0 else None
     return best
 
 
