@@ -114,8 +114,10 @@ FAULTS = [
     ),
     Fault("lift: source of another piece", "volume", "(self._source, index)", "(self._source, index[::-1])", "volume"),
     Fault("noise: draw ignored", "noise", "self.draw, self.stage", "0, self.stage", "noise"),
-    Fault("noise: ends of a volume too quiet", "noise", "n_slices + 2 * reach", "n_slices", "noise"),
-    Fault("noise: another width across slices", "noise", "-away.square() / 2", "-away.square()", "noise"),
+    Fault(
+        "pairing: another width across slices", "pairing", "-away.square() / 2", "-away.square()", "rlbcd", "methods"
+    ),
+    Fault("pairing: noise across slices too loud", "pairing", "square().sum().sqrt()", "sum()", "rlbcd", "methods"),
     Fault("noise: stage ignored", "noise", "self.stage, step)", '"bridge", step)', "noise"),
     Fault("walks: theta without its scale", "walks", "torch.atan(settings.residual_scale * ", "torch.atan(", *OF_WALKS),
     Fault("walks: training times without it", "walks", "/ 2) / settings.residual_scale", "/ 2)", *OF_WALKS),

@@ -22,7 +22,7 @@ import pandas as pd
 
 from scanbridge.cli import main
 from scanbridge.data.nifti import read, write
-from scanbridge.data.phantom import toy_pair
+from scanbridge.data.toys import toy_pair
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHAPE = (24, 32, 32)

@@ -10,7 +10,7 @@ import pytest
 
 from scanbridge.check import check_cohort
 from scanbridge.data.nifti import write
-from scanbridge.data.phantom import toy_pair
+from scanbridge.data.toys import toy_pair
 from scanbridge.errors import UserError
 
 AFFINE = np.diag([6.0, 6.0, 6.0, 1.0])

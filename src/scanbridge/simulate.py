@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scanbridge.data import nifti, phantom, scanner
+from scanbridge.data import nifti, phantom, scanner, toys
 from scanbridge.errors import UserError
 from scanbridge.files import write_json, write_text
 
@@ -124,7 +124,7 @@ def simulate_known(
 
     ``best`` is E[target | source], and no prediction has a smaller mean squared error than the square of ``sd``, both
     images of the cohort in the target's unit. Source and law, with `texture` and `uneven`, are those of
-    `scanbridge.data.phantom.toy_known`. See `simulate_brain` for the other parameters; `size` is 16 to 192 voxels of
+    `scanbridge.data.toys.toy_known`. See `simulate_brain` for the other parameters; `size` is 16 to 192 voxels of
     192 / `size` mm. Nothing optional is needed.
     """
     _check_numbers(subjects, size, seed, least=16, most=192)
@@ -132,13 +132,13 @@ def simulate_known(
         out,
         {
             **{"simulated": "known", "version": _VERSION, "seed": seed, "size": size},
-            **{"residual_sd": _UNIT * phantom.TOY_SD, "texture": texture, "uneven": uneven},
+            **{"residual_sd": _UNIT * toys.TOY_SD, "texture": texture, "uneven": uneven},
         },
     )
     affine = np.diag([phantom.FIELD_OF_VIEW / size] * 3 + [1.0])
 
     def draw(i: int) -> tuple[Mapping[str, NDArray[np.float32]], NDArray[np.float64]]:
-        pair = phantom.toy_known(np.random.default_rng([seed, i]), (size, size, size), texture=texture, uneven=uneven)
+        pair = toys.toy_known(np.random.default_rng([seed, i]), (size, size, size), texture=texture, uneven=uneven)
         return {name: _UNIT * image for name, image in pair.items()}, affine
 
     rows = []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
@@ -86,18 +84,3 @@ def test_what_an_item_draws_does_not_depend_on_its_batch() -> None:
     assert torch.equal(whole.uniform()[2:3], alone.uniform())
     assert torch.equal(whole.normal((2, 3))[2:3], alone.normal((2, 3)))
     assert not torch.equal(whole.normal((2, 3))[0], whole.normal((2, 3))[0])
-
-
-@pytest.mark.parametrize("across", [1.0, 2.0, 5.0])
-def test_noise_across_slices_is_normal_everywhere_and_alike_as_its_law_says(across: float) -> None:
-    noise = NoiseSource(3, "cd", across=across)(0, (2, 24, 96, 96)).double()
-    bound = 5 / math.sqrt(2 * 96 * 96)  # of the mean of a slice, in standard errors
-    assert noise.mean(dim=(0, 2, 3)).abs().max() < bound
-    assert (noise.square().mean(dim=(0, 2, 3)) - 1).abs().max() < math.sqrt(2) * bound  # at both ends too
-    for distance in (1, 2, 5):
-        alike = (noise[:, distance:] * noise[:, :-distance]).mean()
-        assert alike == pytest.approx(math.exp(-((distance / across) ** 2) / 4), abs=0.02)
-    for axis in (2, 3):
-        one, other = noise.narrow(axis, 1, 95), noise.narrow(axis, 0, 95)
-        assert (one * other).mean().abs() < 0.01
-    assert (noise[0] * noise[1]).mean().abs() < 0.01

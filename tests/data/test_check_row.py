@@ -12,7 +12,7 @@ from scanbridge.data.align import alignment
 from scanbridge.data.check import check_row, copies
 from scanbridge.data.cohort import read_cohort
 from scanbridge.data.nifti import Volume, read, write
-from scanbridge.data.phantom import toy_pair
+from scanbridge.data.toys import toy_pair
 
 AFFINE = np.diag([6.0, 6.0, 6.0, 1.0])
 SHAPE = (24, 28, 26)

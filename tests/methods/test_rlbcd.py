@@ -17,11 +17,12 @@ import torch
 from test_laws import TARGET, Made, batch, made, volume
 from torch import Tensor, nn
 
-from scanbridge.bridge.noise import ItemNoise
+from scanbridge.bridge.noise import ItemNoise, NoiseSource
 from scanbridge.errors import UserError
 from scanbridge.methods.autoencoding import residual_image
 from scanbridge.methods.base import Batch, Fitted, Request, TrainingCase, load_method
 from scanbridge.methods.latent import Latents
+from scanbridge.methods.pairing import alike
 from scanbridge.nets.dual import ComplementaryAttention, Features, SemanticAlignment
 from scanbridge.nets.fusion import linear, swap_ratio
 from scanbridge.signals import Drawn, signals_of
@@ -229,6 +230,21 @@ def test_the_score_of_a_draw_is_that_of_its_pair_and_other_draws_change_nothing(
     assert torch.equal(single.volumes[0], many.volumes[2])
     doubt = single.signals["consistency"]
     assert -float((doubt**2).mean()) == pytest.approx(scores[2], rel=1e-4)  # every position is as many voxels
+
+
+@pytest.mark.parametrize("across", [1.0, 2.0, 5.0])
+def test_noise_across_slices_is_normal_everywhere_and_alike_as_its_law_says(across: float) -> None:
+    noise = alike(NoiseSource(3, "cd"), 0, (2, 24, 96, 96), across).double()
+    bound = 5 / math.sqrt(2 * 96 * 96)  # of the mean of a slice, in standard errors
+    assert noise.mean(dim=(0, 2, 3)).abs().max() < bound
+    assert (noise.square().mean(dim=(0, 2, 3)) - 1).abs().max() < math.sqrt(2) * bound  # at both ends too
+    for distance in (1, 2, 5):
+        both = (noise[:, distance:] * noise[:, :-distance]).mean()
+        assert both == pytest.approx(math.exp(-((distance / across) ** 2) / 4), abs=0.02)
+    for axis in (2, 3):
+        one, other = noise.narrow(axis, 1, 95), noise.narrow(axis, 0, 95)
+        assert (one * other).mean().abs() < 0.01
+    assert (noise[0] * noise[1]).mean().abs() < 0.01
 
 
 def test_slices_alike_are_drawn_alike_where_their_noise_is():

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-REACH = 4
-"""Standard deviations at which the filter across slices ends."""
 
 
 def stable_seed(*parts: object) -> int:
@@ -39,33 +35,17 @@ class NoiseSource:
         Index of the draw, 0-based.
     stage
         Stage or branch of the method.
-    across
-        Sd, in slices, of the Gaussian that the noise of volumes (C, D, ...) is filtered with along D; 0 for none. Every
-        voxel stays standard normal and a slice white within itself, but slices at a distance d correlate, from one
-        slice on by exp(-d^2 / (4 across^2)): where slices are walked one by one, neighbours are drawn alike.
     """
 
     seed: int
     subject: str
     draw: int = 0
     stage: str = "bridge"
-    across: float = 0.0
 
     def __call__(self, step: int, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         """Give float32 noise of `shape` for one step of a walk, drawn on the CPU, then moved."""
         source = generator("noise", self.seed, self.subject, self.draw, self.stage, step)
-        if not self.across:
-            return torch.randn(tuple(shape), generator=source, dtype=torch.float32).to(device)
-        channels, n_slices, *size = shape
-        reach = math.ceil(REACH * self.across)
-        white = torch.randn((channels, n_slices + 2 * reach, *size), generator=source, dtype=torch.float32)
-        away = torch.arange(-reach, reach + 1, dtype=torch.float64) / self.across
-        weights = torch.exp(-away.square() / 2)
-        weights /= weights.square().sum().sqrt()
-        alike = torch.zeros(tuple(shape))
-        for i, weight in enumerate(weights.tolist()):
-            alike.add_(white[:, i : i + n_slices], alpha=weight)
-        return alike.to(device)
+        return torch.randn(tuple(shape), generator=source, dtype=torch.float32).to(device)
 
 
 class ItemNoise:

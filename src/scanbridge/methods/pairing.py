@@ -6,6 +6,7 @@ Axes: B batch, D slices, n branches, c channels of a latent, (h, w) its size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,9 @@ from scanbridge.methods.selection import End
 from scanbridge.methods.walks import Bridge, embedded_time
 from scanbridge.nets.dual import Branch, Features
 from scanbridge.nets.fusion import Fusion, consistency_map
+
+REACH = 4
+"""Standard deviations at which the filter across slices ends."""
 
 
 def paired_noise(noise: ItemNoise, branches: int, shape: Sequence[int], *, shared: bool) -> Tensor:
@@ -41,10 +45,33 @@ def walked_noise(
     shared: bool,
     across: float = 0.0,
 ) -> Tensor:
-    """Draw the noise (n c, D, h, w) of a step of a volume's walk, for latents `like` (c, D, h, w)."""
+    """Draw the noise (n c, D, h, w) of a step of a volume's walk, for latents `like` (c, D, h, w).
+
+    `across` makes that of neighbouring slices alike, see `alike`.
+    """
     names = ["enhanced"] * len(order) if shared and len(order) > 1 else order
-    drawn = (NoiseSource(request.seed, request.subject, draw=number, stage=name, across=across) for name in names)
-    return torch.cat([each(step, like.shape, like.device) for each in drawn])
+    drawn = (NoiseSource(request.seed, request.subject, draw=number, stage=name) for name in names)
+    return torch.cat([alike(each, step, like.shape, across).to(like.device) for each in drawn])
+
+
+def alike(noise: NoiseSource, step: int, shape: Sequence[int], across: float) -> Tensor:
+    """Draw the noise (c, D, h, w) of a step, filtered along the slices by a Gaussian whose sd is `across` slices.
+
+    Every voxel stays standard normal and a slice white within itself, as the bridge was trained; slices at a distance
+    d correlate, from one slice on by exp(-d^2 / (4 across^2)), so that neighbours walked one by one are drawn alike.
+    """
+    if not across:
+        return noise(step, shape)
+    channels, n_slices, *size = shape
+    reach = math.ceil(REACH * across)
+    white = noise(step, (channels, n_slices + 2 * reach, *size))
+    away = torch.arange(-reach, reach + 1, dtype=torch.float64) / across
+    weights = torch.exp(-away.square() / 2)
+    weights /= weights.square().sum().sqrt()
+    mixed = torch.zeros(tuple(shape))
+    for i, weight in enumerate(weights.tolist()):
+        mixed.add_(white[:, i : i + n_slices], alpha=weight)
+    return mixed
 
 
 def maps_between(
