@@ -88,6 +88,8 @@ bench: real
 	    --cache $(RUNS)/real/cache --out benchmarks/results
 	$(BIN)/python benchmarks/ista.py $(RUNS)/real/sub-07/seed-0/ct2mri-small --cohort $(DATA)/ms/cohort.csv \
 	    --cache $(RUNS)/real/cache --out benchmarks/results
+	$(BIN)/python benchmarks/posterior.py --runs $(RUNS)/posterior --out benchmarks/results
+	$(BIN)/python benchmarks/latent_folds.py --cohort $(DATA)/sts/cohort.csv --runs $(RUNS)/pet-folds --results benchmarks/results
 	$(BIN)/python benchmarks/simulated_and_real.py $(DATA)/ms/cohort.csv
 
 clean:
