@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]
 _MARK = "simulated.json"  # how a folder says that it is ours, and with which settings
 _VERSION = 1  # raised when the same settings give other bytes
 _N_FOLDS = 5
-_UNIT = 100.0  # arbitrary scanner units of the toys' 1
+_UNIT = 10.0  # of the toys' 1, in units of a scale that all people share: SUV
 
 _BRAIN_FILES = {"flair": "FLAIR", "t1w": "T1w", "t2w": "T2w", "t1w_gd": "ce-gd_T1w", "lesion": "lesion"}
 _BRAIN_COLUMNS = """\
@@ -51,14 +51,18 @@ column = "fold"
 _KNOWN_FILES = {"source": "source", "target": "target", "best": "best", "sd": "sd"}
 _KNOWN_COLUMNS = """\
 # What the columns of cohort.csv are. Given the source, the target is Gaussian with mean `best` and the sd `sd`.
+# The unit is one that all people share, as that of PET, so that one law holds for all.
 [images.source]
-kind = "mr"
+kind = "pet"
+ceiling = 16
 [images.target]
-kind = "mr"
+kind = "pet"
+ceiling = 16
 [images.best]
-kind = "mr"
+kind = "pet"
+ceiling = 16
 [images.sd]
-kind = "other"
+kind = "pet"
 [split]
 column = "fold"
 """
