@@ -78,7 +78,7 @@ LIBRARIES: dict[str, set[str]] = {
 SHARED_BY_METHODS = {
     f"scanbridge.methods{name}"
     for name in (
-        *("", ".base", ".walks", ".windows", ".window_bridge", ".volumes"),
+        *("", ".base", ".walks", ".windows", ".regressing", ".window_bridge", ".volumes"),
         *(".autoencoding", ".latent", ".selection", ".pairing", ".consistency"),
     )
 }

@@ -273,6 +273,7 @@ def _as_tensors(case: Case) -> TrainingCase:
         torch.from_numpy(amplified(case.source, case.gain)),
         {name: tensor(value) for name, value in case.targets.items()},
         torch.from_numpy(np.array(case.foreground)),
+        case.subject,
     )
 
 

@@ -18,7 +18,8 @@ TARGET = "t1w"
 NETWORK = {"channels": 8, "multipliers": [1, 2], "head_channels": 8, "groups": 4}
 BRIDGES = [name for name in METHODS if name != "regression"]
 FIRST = " after a regression"
-KINDS = [*METHODS, *(f"{name}{FIRST}" for name in ("bbdm", "ct2mri"))]
+FOLDS = " after the regressions of two folds"
+KINDS = [*METHODS, *(f"{name}{after}" for name in ("bbdm", "ct2mri") for after in (FIRST, FOLDS))]
 SPREADING = [kind for kind in KINDS if kind != "regression"]
 TINY_LATENT = {
     "autoencoder": {
@@ -84,12 +85,15 @@ def volume(seed: int, shape: tuple[int, int, int] = SHAPE) -> Tensor:
 
 
 def made(name: str, **tables: Any) -> Made:
-    name, first = name.removesuffix(FIRST), name.endswith(FIRST)
+    first, folds = name.endswith((FIRST, FOLDS)), 2 * name.endswith(FOLDS)
+    name = name.removesuffix(FIRST).removesuffix(FOLDS)
     module = load_method(name)
-    after = {"regression": {"use": True}, "bridge": {"at_source": 0.0}} if first else {}
+    after = {"regression": {"use": True, "folds": folds}, "bridge": {"at_source": 0.0}} if first else {}
     config = module.Config.model_validate(merged({"network": NETWORK}, OWN.get(name, {}), after, tables))
     stages = module.stages(config, [TARGET])
-    cases = [TrainingCase(volume(i)[0], {TARGET: volume(10 + i)[0] ** 3}, volume(i)[0] > -0.5) for i in range(3)]
+    cases = [
+        TrainingCase(volume(i)[0], {TARGET: volume(10 + i)[0] ** 3}, volume(i)[0] > -0.5, f"p{i}") for i in range(3)
+    ]
     torch.manual_seed(0)
     fitted = Fitted()
     for stage in stages:

@@ -64,11 +64,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class TrainingCase:
-    """One training subject as `Stage.fit` sees it: images (D, H, W) in [-1, 1], CPU."""
+    """One training scan as `Stage.fit` sees it: whose it is, and images (D, H, W) in [-1, 1], CPU."""
 
     source: Tensor
     targets: Mapping[str, Tensor]
     foreground: Tensor
+    subject: str = ""
 
 
 @dataclass

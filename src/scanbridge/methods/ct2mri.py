@@ -22,8 +22,9 @@ from scanbridge.bridge.noise import ItemNoise
 from scanbridge.bridge.sample import Corrector, Langevin
 from scanbridge.errors import UserError, nearest
 from scanbridge.methods.base import Batch, Draws, Effort, Fitted, Request, Stage, Statistics, TrainingCase, Translator
+from scanbridge.methods.regressing import Tokens
 from scanbridge.methods.volumes import draw_volumes, effort_of
-from scanbridge.methods.window_bridge import Tokens, WindowBridge, window_stages
+from scanbridge.methods.window_bridge import WindowBridge, window_stages
 from scanbridge.methods.windows import Network, one_target
 from scanbridge.strict import Strict
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from scanbridge.bridge.volume import Lift, Windows
 from scanbridge.errors import UserError
 from scanbridge.methods.base import Draws, Effort, Fitted, Request, Stage, Translator
+from scanbridge.methods.regressing import Regression, regression_denoiser, regression_stage
 from scanbridge.methods.volumes import images, mirrored
-from scanbridge.methods.window_bridge import Regression, regression_denoiser, regression_stage
 from scanbridge.methods.windows import Axis, Network, one_target
 from scanbridge.strict import Strict
 

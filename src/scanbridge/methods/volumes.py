@@ -17,7 +17,8 @@ from scanbridge.bridge.sample import Corrector
 from scanbridge.bridge.volume import Lift, Overlap, Windows
 from scanbridge.errors import UserError
 from scanbridge.methods.base import Draws, Effort, Fitted, Request
-from scanbridge.methods.window_bridge import WindowBridge, regression_denoiser, window_denoiser
+from scanbridge.methods.regressing import regression_denoiser
+from scanbridge.methods.window_bridge import WindowBridge, window_denoiser
 from scanbridge.methods.windows import Axis, WindowWalk
 
 Denoise = Callable[[Tensor, Tensor, float], Tensor]

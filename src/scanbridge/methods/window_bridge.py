@@ -11,34 +11,30 @@ Axes: windows are (B, images, d, H, W).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from collections.abc import Callable
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
 from scanbridge.bridge.noise import ItemNoise
 from scanbridge.errors import UserError
-from scanbridge.methods.base import Batch, Fitted, Item, Stage, Statistics, TrainingCase
+from scanbridge.methods.base import Batch, Fitted, Item, Stage
+from scanbridge.methods.regressing import (
+    NO_TOKENS,
+    Regression,
+    Tokens,
+    folds_stage,
+    for_each,
+    regression_stage,
+    training_estimate,
+)
 from scanbridge.methods.walks import Bridge, bridge_denoiser, draw_times, embedded_time
 from scanbridge.methods.windows import Network, WindowNet, WindowWalk, masked_loss
 from scanbridge.strict import Strict
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(state, source, times (B,)) -> output`` of a bridge's network."""
-
-
-class Regression(Strict):
-    """The stage that gives the estimate, before the bridge is trained on what it misses."""
-
-    use: bool = False
-    loss: Literal["l1", "l2"] = "l2"
-    images: PositiveInt | None = Field(default=None, description="windows that it is trained on, or train.images")
-    learning_rate: float | None = Field(default=None, gt=0)
-    weights: str | None = Field(default=None, description="folder of this stage in another run, instead of training")
 
 
 class WindowBridge(Strict):
@@ -52,28 +48,15 @@ class WindowBridge(Strict):
     draw: WindowWalk = WindowWalk()
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """What a network attends to beside the images: none, or tokens (B, n, `channels`) of every item.
-
-    Parameters
-    ----------
-    channels
-        Width of a token; 0 for none.
-    of
-        ``(fitted, batch, noise) -> tokens`` of a training batch.
-    fit
-        Gives the statistics that they are made of, see `Stage.fit`.
-    """
-
-    channels: int = 0
-    of: Callable[[Fitted, Batch, ItemNoise], Tensor | None] = lambda fitted, batch, noise: None  # noqa: ARG005
-    fit: Callable[[Sequence[TrainingCase], Fitted], Statistics] = lambda cases, before: {}  # noqa: ARG005
-
-
-def window_stages(config: WindowBridge, target: str, tokens: Tokens = Tokens()) -> tuple[Stage, ...]:
-    """Give the stages: the regression where there is one, and the bridge."""
+def window_stages(config: WindowBridge, target: str, tokens: Tokens = NO_TOKENS) -> tuple[Stage, ...]:
+    """Give the stages: the regression where there is one, those of the folds where there are any, and the bridge."""
     first, bridge = config.regression, _bridge_stage(config, target, tokens)
+    if first.folds and (first.folds == 1 or not first.use):
+        raise UserError(
+            f"regression.folds = {first.folds}{'' if first.use else ' without regression.use'}",
+            "0, or two and more of a regression that is used",
+            "set it so, or regression.use = true",
+        )
     if not first.use:
         return (bridge,)
     if config.bridge.at_source > 0:
@@ -82,29 +65,10 @@ def window_stages(config: WindowBridge, target: str, tokens: Tokens = Tokens()) 
             "0: at t = 1 the regression has said all there is to say",
             "set bridge.at_source = 0, or regression.use = false",
         )
-    return regression_stage(config.radius, config.network, first, target, tokens), bridge
-
-
-def regression_stage(
-    radius: int, network: Network, settings: Regression, target: str, tokens: Tokens = Tokens()
-) -> Stage:
-    """Give the training of a regression: from the windows of the source alone to the target's."""
-
-    def loss(fitted: Fitted, batch: Batch, noise: ItemNoise) -> tuple[Tensor, dict[str, float]]:
-        output = fitted.networks["regression"](batch.source, tokens=tokens.of(fitted, batch, noise))
-        return masked_loss(output, batch.targets[target], batch.valid[target], settings.loss), {}
-
-    return Stage(
-        "regression",
-        Item(radius),
-        lambda: {"regression": WindowNet(network, Item(radius).width, tokens=tokens.channels)},
-        loss,
-        tokens.fit,
-        images=settings.images,
-        learning_rate=settings.learning_rate,
-        about={"radius": radius, "tokens": tokens.channels, **network.model_dump(mode="json")},
-        weights=None if settings.weights is None else Path(settings.weights),
-    )
+    regression = regression_stage(config.radius, config.network, first, target, tokens)
+    if not first.folds:
+        return regression, bridge
+    return folds_stage(config.radius, config.network, first, target, tokens), regression, bridge
 
 
 def _bridge_stage(config: WindowBridge, target: str, tokens: Tokens) -> Stage:
@@ -119,7 +83,7 @@ def _bridge_stage(config: WindowBridge, target: str, tokens: Tokens) -> Stage:
         source, label, told = batch.source, batch.targets[target], tokens.of(fitted, batch, noise)
         seen = None
         if residual:
-            estimate = fitted.networks["regression"](source, tokens=told)
+            estimate = training_estimate(config.regression, fitted, batch, told)
             seen, source, label = torch.cat([estimate, source], dim=1), torch.zeros_like(source), label - estimate
         network = predictor(config.bridge, fitted.networks["bridge"], told, seen)
         return bridge_loss(config.bridge, network, source, label, batch.valid[target], noise), {}
@@ -146,16 +110,6 @@ def predictor(settings: Bridge, network: nn.Module, tokens: Tensor | None, seen:
     return predict
 
 
-def regression_denoiser(network: nn.Module, tokens: Tensor | None) -> Callable[[Tensor, Tensor, float], Tensor]:
-    """Read a trained regression as a denoiser ``(state, source, t) -> x_0`` of windows, which ignores state and t."""
-
-    def denoise(state: Tensor, source: Tensor, t: float) -> Tensor:  # noqa: ARG001
-        output: Tensor = network(source, tokens=_for_each(tokens, source))
-        return output
-
-    return denoise
-
-
 def window_denoiser(
     config: WindowBridge, network: nn.Module, tokens: Tensor | None
 ) -> Callable[[Tensor, Tensor, float], Tensor]:
@@ -166,18 +120,13 @@ def window_denoiser(
     """
 
     def denoise(state: Tensor, seen: Tensor, t: float) -> Tensor:
-        told = _for_each(tokens, state)
+        told = for_each(tokens, state)
         if not config.regression.use:
             return bridge_denoiser(config.bridge, predictor(config.bridge, network, told))(state, seen, t)
         about = predictor(config.bridge, network, told, seen)
         return bridge_denoiser(config.bridge, about)(state, torch.zeros_like(state), t)
 
     return denoise
-
-
-def _for_each(tokens: Tensor | None, windows: Tensor) -> Tensor | None:
-    """Give tokens (n, c) to each of the windows."""
-    return None if tokens is None else tokens.to(windows).expand(len(windows), -1, -1)
 
 
 def bridge_loss(
