@@ -150,6 +150,7 @@ def test_the_text_says_rows_budget_seeds_and_differences(ablated):
     shown = float(cells.split("|")[2].split()[0].replace("\N{MINUS SIGN}", "-"))
     assert shown == pytest.approx(means["Pure BBDM"] - means["ct2mri"], abs=0.006)
     assert "Pure BBDM for t1w in 2 patients" in page
+    assert all(f"| {region} | Pure BBDM | " in text for region in ("lesion", "not_lesion"))
 
 
 @pytest.mark.parametrize("method", METHODS)

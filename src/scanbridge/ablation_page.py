@@ -201,11 +201,14 @@ def people_tables(frame: pd.DataFrame, about: Ablation) -> list[Table]:
 
 
 def as_markdown(table: Table) -> str:
-    """Write a table as Markdown: the best of a column is bold, remarks stand beneath it."""
-    rows = [[table.head, *table.columns], ["---"] * (len(table.columns) + 1)]
+    """Write a table as Markdown: the best of a column is bold, regions are a column, remarks stand beneath it."""
+    grouped = any(line.group for line in table.lines)
+    head = [*(["Region"] if grouped else []), table.head, *table.columns]
+    rows = [head, ["---"] * len(head)]
     for line in table.lines:
         cells = [f"**{cell.main}**" if cell.best else cell.main for cell in line.cells]
-        rows.append([line.head, *(f"{main} {c.beneath}".strip() for main, c in zip(cells, line.cells, strict=True))])
+        own = [f"{main} {c.beneath}".strip() for main, c in zip(cells, line.cells, strict=True)]
+        rows.append([*([line.group] if grouped else []), line.head, *own])
     lines = [f"| {' | '.join(text.replace('|', '/') for text in row)} |" for row in rows]
     notes = [part for note in table.notes for part in (note.replace("beneath it", "beside it"), "")]
     return "\n".join([f"## {table.caption}", "", *lines, "", *notes])
