@@ -154,22 +154,26 @@ def shifts(kind: Kind) -> dict[str, Callable[[Array], Array]]:
     return made
 
 
+def seen(
+    study: Study, path: Path, change: Callable[[Array], Array] | None = None
+) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+    """Give a scan as the study's model would see it, changed before, and its foreground."""
+    volume = read(path)
+    data, spec = volume.data if change is None else change(volume.data), ImageSpec(kind=study.kind)
+    body = foreground(data, spec.kind)
+    scale = scale_of(spec, data, body)
+    grid = model_grid(volume.grid, spacing=(study.spacing,) * 3, orientation="SPL")
+    values = scale.encode(resample(data, volume.grid, grid, fill=scale.low)[0])
+    return values.astype(np.float16), resample(body, volume.grid, grid, order=0)[0] > 0
+
+
 def described(study: Study) -> dict[str, Any]:
     """Describe every scan of a study as its model would see it."""
     people: dict[str, Any] = {}
     seconds = []
 
-    def seen(path: Path, change: Callable[[Array], Array] | None = None) -> tuple[Array, NDArray[np.bool_]]:
-        volume = read(path)
-        data, spec = volume.data if change is None else change(volume.data), ImageSpec(kind=study.kind)
-        body = foreground(data, spec.kind)
-        scale = scale_of(spec, data, body)
-        grid = model_grid(volume.grid, spacing=(study.spacing,) * 3, orientation="SPL")
-        values = scale.encode(resample(data, volume.grid, grid, fill=scale.low)[0])
-        return values.astype(np.float16), resample(body, volume.grid, grid, order=0)[0] > 0
-
     def of(path: Path, change: Callable[[Array], Array] | None = None) -> dict[str, float]:
-        source, body = seen(path, change)
+        source, body = seen(study, path, change)
         start = time.process_time()
         found = describe(source, body, (study.spacing,) * 3)
         seconds.append(time.process_time() - start)
@@ -178,7 +182,7 @@ def described(study: Study) -> dict[str, Any]:
     for name, path in study.people.items():
         people[name] = {
             "own": of(path),
-            "parts": describe_parts(*seen(path)),
+            "parts": describe_parts(*seen(study, path)),
             "shifted": {shift: of(path, change) for shift, change in shifts(study.kind).items()}
             | {other: of(find(path)) for other, find in study.own_others.items()},
         }
