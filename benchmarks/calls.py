@@ -3,12 +3,12 @@
     python benchmarks/calls.py RUN... --cohort COHORT.csv --out OUT
     python benchmarks/calls.py --merge OUT/calls.csv OTHER/calls.csv --out BOTH
 
-For every run (ct2mri, bbdm, or another with walks) and every one of its test subjects: distortion (PSNR, SSIM, MAE in
-the foreground, on the model grid), sharpness, consistency from slice to slice, the spread over two draws where a row
-draws, seconds, and the network's floating point operations: those of one window, counted, times the windows that were
-run. All rows of a subject share the starting noise, and eta is 0: a row's distance to REFERENCE calls of its kind on
-theta is the walk's error alone, and stands beside the RMSE against the truth, which is the network's as well. An
-estimate and a draw are different products; a perfect draw loses 3 dB to a perfect estimate.
+For every run (ct2mri, bbdm, or another with walks) and its test subjects, or those of --split val: distortion (PSNR,
+SSIM, MAE in the foreground, on the model grid), sharpness, consistency from slice to slice, the spread over two draws
+where a row draws, seconds, and the network's floating point operations: those of one window, counted, times the windows
+that were run. All rows of a subject share the starting noise, and eta is 0: a row's distance to REFERENCE calls of its
+kind on theta is the walk's error alone, and stands beside the RMSE against the truth, which is the network's as well.
+An estimate and a draw are different products; a perfect draw loses 3 dB to a perfect estimate.
 
 Folds and seeds of one name are pooled by patient. ``--rows``, ``--calls`` and ``--slices`` run a part; what is measured
 is in OUT/calls.csv after every row, and several such files are merged, the later one winning.
@@ -108,6 +108,8 @@ def main() -> None:
     options.add_argument("--cache", type=Path)
     options.add_argument("--out", type=Path, required=True)
     options.add_argument("--slices", type=int, default=24, help="in the middle of the foreground; 0 for all")
+    options.add_argument("--split", choices=["test", "val"], default="test")
+    options.add_argument("--people", type=int, help="the first so many of the split; all by default")
     options.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
     options.add_argument("--calls", type=int, nargs="+", default=CALLS)
     options.add_argument("--merge", type=Path, nargs="+", default=[], help="files calls.csv of earlier invocations")
@@ -136,7 +138,7 @@ def measured(asked: argparse.Namespace) -> Iterator[list[dict[str, object]]]:
     for run in asked.runs:
         plan = plan_run(run / "config.toml", asked.cohort)
         task = plan.common.task
-        for case in prepare_rows(plan, plan.rows("test"), asked.cache or run / "cache"):
+        for case in prepare_rows(plan, plan.rows(asked.split)[: asked.people], asked.cache or run / "cache"):
             if task.targets[0] not in case.targets:
                 continue
             slab = Slab.of(case, task.targets[0], asked.slices)
