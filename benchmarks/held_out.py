@@ -46,8 +46,8 @@ class Study:
         Gives the settings of all rows for one part, of all parts: whom it sets apart, and more.
     facts
         (name, text) more for the head of the page.
-    pictures
-        Whether each person is drawn into the results.
+    pictures, prefix
+        Whether each person is drawn into the results, and what the names of the pictures begin with.
     """
 
     name: str
@@ -58,6 +58,7 @@ class Study:
     settings: Callable[[str, list[str]], list[str]]
     facts: Sequence[tuple[str, str]] = ()
     pictures: bool = True
+    prefix: str = ""
 
 
 def run(study: Study, doc: str | None) -> None:
@@ -157,6 +158,6 @@ def write_results(study: Study, asked: argparse.Namespace, table: str, judged: l
     for each in judged[::-1] if study.pictures else ():  # the first seed's picture is the one that stays
         if each.planes is not None:
             drawn = draw(each.planes)
-            (asked.results / f"{each.subject}.png").write_bytes(drawn.images.data)
+            (asked.results / f"{study.prefix}{each.subject}.png").write_bytes(drawn.images.data)
             if drawn.maps is not None:
-                (asked.results / f"{each.subject}-maps.png").write_bytes(drawn.maps.data)
+                (asked.results / f"{study.prefix}{each.subject}-maps.png").write_bytes(drawn.maps.data)
