@@ -157,6 +157,12 @@ CONFIGS = [
     setting("below a value", "train.images.x=3", "train.images.x=3", "'images' is a value"),
     setting("split.test", 'split.test=["p9"]', "'p9'", "did you mean 'p"),
     setting("overlap", 'split.val=["p4"]', "split.test", "split.val", "p4"),
+    setting("one fold", "regression.folds=1", "regression.folds = 1", "two and more"),
+    Fault(
+        "folds of one person",
+        lambda w: w.train("regression.folds=2", 'split.test=["p2", "p3", "p4"]'),
+        ("regression.folds = 2 with 1 person", "regression.folds = 0"),
+    ),
     setting("nobody left", 'split.val=["p1", "p2", "p3"]', "train", "cohort.csv"),
 ]
 

@@ -120,6 +120,25 @@ def test_the_regression_before_a_bridge_is_that_of_a_regression_run_to_the_bit(c
     assert not (tmp_path / "no" / "config.toml").exists()
 
 
+def test_folds_change_the_bridge_alone_and_end_with_the_same_bits_after_a_kill(cohort, tmp_path):
+    plain, folded = tmp_path / "plain", tmp_path / "folded"
+    folds = ("regression.folds=2", "regression.fold_images=16")
+    done(scanbridge(*usual(cohort, plain, config="bbdm-small.toml")))
+    arguments = usual(cohort, folded, *folds, config="bbdm-small.toml")
+    in_the_folds = Strike(FIT, "_update", 3)
+    assert child(arguments, tmp_path / "log", strike=in_the_folds).wait().code == -signal.SIGKILL
+    done(scanbridge(*arguments))
+    assert weights(folded, "regression") == weights(plain, "regression")
+    assert weights(folded) != weights(plain)
+    tensors = load_file(folded / "stages" / "folds" / "weights.safetensors")
+    assert tensors["statistics.fold"].tolist() == [0, 1, 0]
+    assert {name.split(".")[0] for name in tensors} == {"fold-0", "fold-1", "statistics"}
+    whole = usual(cohort, tmp_path / "whole", *folds, config="bbdm-small.toml")
+    done(scanbridge(*whole))
+    for stage in ("folds", "bridge"):
+        assert weights(tmp_path / "whole", stage) == weights(folded, stage)
+
+
 def test_a_share_at_the_source_after_a_regression_is_refused(cohort, tmp_path):
     outcome = scanbridge(*usual(cohort, tmp_path / "run", "bridge.at_source=0.5"))
     assert outcome.code == 2

@@ -10,12 +10,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
 
 from scanbridge.bridge.sample import DEFAULT_RESIDUAL_SCALE
 from scanbridge.ceiling import note_ceiling
@@ -84,6 +83,8 @@ def _train(
     median = _source_median(plan, cases)
     if median is not None:
         cases = [replace(case, gain=gain_to(median, case.source, case.foreground)) for case in cases]
+    people = _Tensors(cases)
+    at_first = stages[0].fit(people, Fitted())  # before anything is written: it may refuse these people
     if fabric.is_global_zero:
         _describe(plan, run, cases, median)
         for stage in waiting:
@@ -96,7 +97,7 @@ def _train(
         folder = run / "stages" / stage.name
         if not (folder / "weights.json").is_file():
             own = _own_settings(stage, settings)
-            statistics = stage.fit([_as_tensors(case) for case in cases], before)
+            statistics = at_first if stage is stages[0] else stage.fit(people, before)
             folder.mkdir(parents=True, exist_ok=True)
             say(forecast(stage, own, cases, targets, fabric, before | Fitted(statistics=statistics)))
             picture = partial(_picture, plan, cases[0], folder) if stage is stages[-1] else _no_picture
@@ -265,16 +266,29 @@ def _first_change(old: Any, new: Any, where: str = "the file") -> str:
     return where
 
 
-def _as_tensors(case: Case) -> TrainingCase:
-    def tensor(array: Any) -> Tensor:
-        return torch.from_numpy(np.array(array, dtype=np.float32))
+class _Tensors(Sequence[TrainingCase]):
+    """The training cases as a stage fits its statistics on them, one in memory at a time."""
 
-    return TrainingCase(
-        torch.from_numpy(amplified(case.source, case.gain)),
-        {name: tensor(value) for name, value in case.targets.items()},
-        torch.from_numpy(np.array(case.foreground)),
-        case.subject,
-    )
+    def __init__(self, cases: Sequence[Case]) -> None:
+        self._cases = cases
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    @overload
+    def __getitem__(self, index: int) -> TrainingCase: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[TrainingCase]: ...
+    def __getitem__(self, index: int | slice) -> TrainingCase | Sequence[TrainingCase]:
+        if isinstance(index, slice):
+            return _Tensors(self._cases[index])
+        case = self._cases[index]
+        return TrainingCase(
+            torch.from_numpy(amplified(case.source, case.gain)),
+            {name: torch.from_numpy(np.array(value, dtype=np.float32)) for name, value in case.targets.items()},
+            torch.from_numpy(np.array(case.foreground)),
+            case.subject,
+        )
 
 
 def _no_picture(fitted: Fitted, images: int) -> None:
