@@ -163,6 +163,7 @@ CONFIGS = [
         lambda w: w.train("regression.folds=2", 'split.test=["p2", "p3", "p4"]'),
         ("regression.folds = 2 with 1 person", "regression.folds = 0"),
     ),
+    setting("the best of nobody", 'train.keep="best"', "train.keep = 'best' without val subjects", "split.val"),
     setting("nobody left", 'split.val=["p1", "p2", "p3"]', "train", "cohort.csv"),
 ]
 

@@ -139,6 +139,29 @@ def test_folds_change_the_bridge_alone_and_end_with_the_same_bits_after_a_kill(c
         assert weights(tmp_path / "whole", stage) == weights(folded, stage)
 
 
+CHOSEN = ('train.keep="best"', 'split.val=["p3"]', 'train.schedule="constant"', "train.learning_rate=0.02")
+
+
+def test_the_weights_that_are_best_on_val_are_those_of_a_training_that_ended_there(cohort, tmp_path):
+    def words(name: str, *settings: str) -> list[object]:
+        return usual(cohort, tmp_path / name, *CHOSEN, *settings, config="regression-small.toml")
+
+    said = done(scanbridge(*words("best"))).err
+    facts = json.loads((tmp_path / "best" / "stages" / "regression" / "weights.json").read_text())
+    log = read_log(tmp_path / "best" / "stages" / "regression" / "log.jsonl")
+    losses = {line["images"]: line["val_loss"] for line in log if "val_loss" in line}
+    assert [*losses] == [8, 16, 24]
+    assert facts["kept_after"] == min(losses, key=losses.__getitem__) < 24
+    assert facts["val_loss"] == min(losses.values())
+    assert f"the weights after {facts['kept_after']} images are kept" in said
+    done(scanbridge(*words("ended", 'train.keep="last"', f"train.images={facts['kept_after']}")))
+    assert weights(tmp_path / "ended", "regression") == weights(tmp_path / "best", "regression")
+    killed = words("killed")
+    child(killed, tmp_path / "log", strike=Strike(FIT, "_update", 5)).wait()
+    done(scanbridge(*killed))
+    assert weights(tmp_path / "killed", "regression") == weights(tmp_path / "best", "regression")
+
+
 def test_a_share_at_the_source_after_a_regression_is_refused(cohort, tmp_path):
     outcome = scanbridge(*usual(cohort, tmp_path / "run", "bridge.at_source=0.5"))
     assert outcome.code == 2

@@ -11,9 +11,9 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,14 @@ from scanbridge.data.items import ItemArrays, Items
 from scanbridge.errors import UserError
 from scanbridge.methods.base import Batch, Fitted, Stage
 from scanbridge.nets.memory import channels_last
-from scanbridge.runs.checkpoint import Generations, flatten, save_tensors
-from scanbridge.runs.config import Train
+from scanbridge.runs.checkpoint import Generations, save_tensors
+from scanbridge.runs.config import Augment, Train
 from scanbridge.runs.log import Log
+from scanbridge.state import Best, State, averaged, fresh_state
 
 MOST_ROLLBACKS = 3
+MOST_JUDGES = 256
+"""Windows of the val subjects that a checkpoint is judged on."""
 
 
 @dataclass(frozen=True)
@@ -45,51 +48,6 @@ class Progress:
     rate: float
 
 
-@dataclass
-class State:
-    """Everything that a resumed training needs, and nothing else."""
-
-    networks: dict[str, Any]  # modules, wrapped by Fabric
-    optimizer: Any
-    average: dict[str, Tensor] = field(default_factory=dict)
-    images: int = 0
-    updates: int = 0
-    rollbacks: int = 0
-
-    def weights(self) -> dict[str, Tensor]:
-        """Give all parameters and buffers by ``network.name``."""
-        return {f"{n}.{k}": v for n, net in self.networks.items() for k, v in _plain(net).state_dict().items()}
-
-    def save(self, generations: Generations) -> None:
-        """Write a checkpoint."""
-        tensors, plain = flatten("optimizer", {str(k): v for k, v in self.optimizer.state_dict()["state"].items()})
-        tensors |= {f"weights.{k}": v for k, v in self.weights().items()}
-        tensors |= {f"average.{k}": v for k, v in self.average.items()}
-        counters = {"images": self.images, "updates": self.updates, "rollbacks": self.rollbacks}
-        generations.save(tensors, {**counters, "optimizer": plain})
-
-    def load(self, generations: Generations) -> bool:
-        """Read the newest whole checkpoint; False where there is none."""
-        found = generations.load()
-        if found is None:
-            return False
-        tensors, facts = found
-        own = self.weights()
-        for name, value in own.items():
-            value.copy_(tensors[f"weights.{name}"])
-        self.average = {name: tensors[f"average.{name}"].to(own[name].device) for name in own}
-        moments: dict[int, dict[str, Any]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".", 2)
-                moments.setdefault(int(index), {})[name] = value
-        state = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({**state, "state": moments})
-        self.images, self.updates = int(facts["images"]), int(facts["updates"])
-        self.rollbacks = max(self.rollbacks, int(facts["rollbacks"]))
-        return True
-
-
 def train_stage(
     stage: Stage,
     settings: Train,
@@ -101,13 +59,15 @@ def train_stage(
     before: Fitted,
     statistics: Mapping[str, Tensor],
     facts: Mapping[str, Any],
+    val: Sequence[Case] = (),
     on_progress: Callable[[Progress], None] = lambda progress: None,  # noqa: ARG005
     stop: Callable[[], bool] = lambda: False,
     picture: Callable[[Fitted, int], None] = lambda fitted, images: None,  # noqa: ARG005
 ) -> bool:
     """Train one stage in `folder`, from its newest checkpoint if there is one; False if `stop` asked to leave.
 
-    `before` holds the earlier stages, frozen; `statistics` is what the stage itself has fitted.
+    `before` holds the earlier stages, frozen; `statistics` is what the stage itself has fitted. With `val`, the weights
+    kept are those of the checkpoint whose loss on these cases is lowest, not those of the end.
 
     Raises
     ------
@@ -115,6 +75,7 @@ def train_stage(
         If the loss is not finite three times over.
     """
     items = items_of(stage, settings, cases, targets)
+    judges = items_of(stage, _unchanged(settings, items.size), val, targets) if val and stage.judged else None
     generations = Generations(folder)
     state = fresh_state(stage, settings, fabric)
     own = Fitted(state.networks, {name: value.to(fabric.device) for name, value in statistics.items()})
@@ -131,11 +92,14 @@ def train_stage(
                 _roll_back(state, generations, folder)
                 continue
             rate = (state.images - first) / (time.monotonic() - started)
-            if _passed(since, state.images, settings.log_every):
+            rests = _passed(since, state.images, settings.checkpoint_every)
+            if judges is not None and (rests or state.images >= settings.images):
+                parts["val_loss"] = _judge(stage, settings, judges, state, fitted, fabric.device)
+            if _passed(since, state.images, settings.log_every) or "val_loss" in parts:
                 log.write(state.images, loss=loss, rate=rate, lr=state.optimizer.param_groups[0]["lr"], **parts)
             on_progress(Progress(stage.name, state.images, settings.images, loss, rate))
             leaving = _any(fabric, stop())
-            if leaving or _passed(since, state.images, settings.checkpoint_every):
+            if leaving or rests:
                 log.flush()
                 if fabric.is_global_zero:
                     state.save(generations)
@@ -145,12 +109,46 @@ def train_stage(
             if leaving and state.images < settings.images:
                 return False
     if fabric.is_global_zero:
-        tensors = {**state.average, **{f"statistics.{k}": v for k, v in statistics.items()}}
+        kept = state.average if state.best is None else state.best.weights
+        tensors = {**kept, **{f"statistics.{k}": v for k, v in statistics.items()}}
         rows, columns = items.size
         about = {**facts, "about": stage.about, "images": state.images, "rows": rows, "columns": columns}
+        if state.best is not None:
+            about |= {"kept_after": state.best.images, "val_loss": state.best.loss}
         save_tensors(folder / "weights.safetensors", tensors, about)
     fabric.barrier()
     return True
+
+
+def _unchanged(settings: Train, size: Sequence[int]) -> Train:
+    """Give settings by which items are cut as those of training are, and not changed at random."""
+    still = Augment(flip=[], shift=0.0, turned=0.0)
+    return settings.model_copy(update={"augment": still, "size": list(size)})
+
+
+def _judge(stage: Stage, settings: Train, items: Items, state: State, fitted: Fitted, device: torch.device) -> float:
+    """Give the loss of the averaged weights on the val subjects, and note the weights if it is the lowest.
+
+    Windows, times and noise are the same every time, so that two losses differ by the weights alone.
+    """
+    total, n = 0.0, min(len(items), MOST_JUDGES)
+    networks = state.networks.values()
+    with averaged(state):
+        for network in networks:
+            network.eval()
+        for first in range(0, n, settings.batch_size):
+            numbers = range(first, min(first + settings.batch_size, n))
+            batch = to_batch(items.batch(numbers), device, state.images / settings.images)
+            seeds = [stable_seed("val", settings.seed, stage.name, number) for number in numbers]
+            nobody = torch.full_like(batch.case, -1)
+            loss, _ = stage.loss(fitted, replace(batch, case=nobody), ItemNoise(seeds, device))
+            total += float(loss) * len(numbers)
+        for network in networks:
+            network.train()
+    loss_now = total / n
+    if state.best is None or loss_now < state.best.loss:
+        state.best = Best({name: value.clone() for name, value in state.average.items()}, loss_now, state.images)
+    return loss_now
 
 
 def items_of(stage: Stage, settings: Train, cases: Sequence[Case], targets: Sequence[str]) -> Items:
@@ -163,24 +161,6 @@ def items_of(stage: Stage, settings: Train, cases: Sequence[Case], targets: Sequ
         augment=settings.augment,
         seed=settings.seed,
     )
-
-
-def fresh_state(stage: Stage, settings: Train, fabric: Fabric) -> State:
-    """Build a stage's networks and optimiser from the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stable_seed("init", settings.seed, stage.name) % 2**32)
-        networks = {name: channels_last(net) for name, net in stage.build().items()}
-    networks = {name: fabric.setup_module(net) for name, net in networks.items()}
-    parameters = [p for net in networks.values() for p in net.parameters()]
-    optimizer = torch.optim.AdamW(
-        parameters,
-        lr=settings.learning_rate,
-        betas=(settings.betas[0], settings.betas[1]),
-        weight_decay=settings.weight_decay,
-    )
-    state = State(networks, fabric.setup_optimizers(optimizer))
-    state.average = {name: value.detach().clone() for name, value in state.weights().items()}
-    return state
 
 
 def _update(
@@ -265,27 +245,6 @@ def _any(fabric: Fabric, flag: bool) -> bool:
         return flag
     total = fabric.all_reduce(torch.tensor(float(flag), device=fabric.device), reduce_op="sum")
     return bool(isinstance(total, Tensor) and total > 0)
-
-
-def _plain(network: nn.Module) -> nn.Module:
-    """Give the network inside the wrappers of Fabric and DDP."""
-    inner = getattr(network, "module", network)
-    return inner if inner is network else _plain(inner)
-
-
-@contextmanager
-def averaged(state: State) -> Iterator[None]:
-    """Put the moving average in place of the weights for a while."""
-    own = state.weights()
-    kept = {name: value.clone() for name, value in own.items()}
-    for name, value in own.items():
-        value.copy_(state.average[name])
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for name, value in own.items():
-            value.copy_(kept[name])
 
 
 def to_batch(arrays: ItemArrays, device: torch.device, progress: float = 0.0) -> Batch:

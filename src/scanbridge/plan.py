@@ -84,6 +84,12 @@ def plan_run(config: Path, cohort: Path, settings: Sequence[str] = ()) -> Plan:
         raise UserError(
             f"{cohort}: no subject is left to train on", "subjects with source and target", "check [split] and [task]"
         )
+    if common.train.keep == "best" and not plan.rows("val"):
+        raise UserError(
+            "train.keep = 'best' without val subjects",
+            "subjects set apart to choose the weights by",
+            "add --set 'split.val=[...]', or set train.keep = 'last'",
+        )
     return plan
 
 

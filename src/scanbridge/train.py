@@ -81,8 +81,9 @@ def _train(
     _refuse_leak(plan, [stage for stage in waiting if stage.weights])
     cases = prepare_rows(plan, plan.rows("train"), cache)
     median = _source_median(plan, cases)
+    val = prepare_rows(plan, plan.rows("val"), cache) if settings.keep == "best" else []
     if median is not None:
-        cases = [replace(case, gain=gain_to(median, case.source, case.foreground)) for case in cases]
+        cases, val = ([_brought(case, median) for case in some] for some in (cases, val))
     people = _Tensors(cases)
     at_first = stages[0].fit(people, Fitted())  # before anything is written: it may refuse these people
     if fabric.is_global_zero:
@@ -111,12 +112,16 @@ def _train(
                 before=before,
                 statistics=statistics,
                 facts={**_origin(plan, run), "stage": stage.name, "before": dict(hashes)},
+                val=val,
                 on_progress=on_progress,
                 stop=stop,
                 picture=picture,
             )
             if not finished:
                 return 128 + (stop.signal or signal.SIGTERM)  # another process was asked to leave
+            if val and stage.judged:
+                after = read_json(folder / "weights.json")["kept_after"]
+                say(f"{stage.name}: the weights after {after:,} images are kept, the best on the val subjects")
         if stage is not stages[-1]:
             made, told = open_stage(stage, run, fabric.device)
             before, hashes = before | made, {**hashes, stage.name: told["sha256"]}
@@ -232,6 +237,11 @@ def _source_median(plan: Plan, cases: Sequence[Case]) -> float | None:
     if not plan.common.task.match_median or plan.cohort.images[plan.common.task.source].kind in ("ct", "pet"):
         return None
     return float(np.mean([median_of(case.source, case.foreground) for case in cases]))
+
+
+def _brought(case: Case, median: float) -> Case:
+    """Give a case whose source is brought to a median as it is read."""
+    return replace(case, gain=gain_to(median, case.source, case.foreground))
 
 
 def _columns(plan: Plan) -> set[str]:

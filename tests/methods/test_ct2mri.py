@@ -104,6 +104,12 @@ def test_an_item_that_is_told_the_average_key_does_not_know_whose_it_is():
             batch = replace(method.batch(), case=torch.tensor(case))
             losses.append(method.stage.loss(method.fitted, batch, ItemNoise([1, 2, 3]))[0])
         assert torch.equal(*losses) is equal
+    nobody = replace(
+        method.batch(), case=torch.full((3,), -1)
+    )  # val subjects, of a run whose items have their own keys
+    own_keys = made("ct2mri", bridge={"at_source": 1.0})
+    told = (each.stage.loss(each.fitted, nobody, ItemNoise([1, 2, 3]))[0] for each in (own_keys, method))
+    assert torch.equal(*told)
     keys = method.fitted.statistics["style_keys"]
     own = [method.draw(volume(1), style=style).volumes for style in ("average", keys.double().mean(0).float())]
     assert torch.equal(*own)

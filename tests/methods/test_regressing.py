@@ -71,6 +71,15 @@ def test_a_bridge_is_shown_what_misses_a_person_who_was_not_seen():
     assert made_of[:, 0, 0, 0, 0].tolist() == [float(FOLD[case]) for case in items.case.tolist()]
 
 
+def test_a_val_subject_is_estimated_by_the_regression_that_has_seen_all_others():
+    bridge, items = made("bbdm" + FOLDS), batch()
+    nobody = replace(items, case=torch.tensor([-1, 2, -1]))
+    shown = training_estimate(bridge.config.regression, bridge.fitted, nobody, None)
+    for i, name in enumerate(["regression", "fold-0", "regression"]):
+        alone = bridge.fitted.networks[name](items.source[i : i + 1], tokens=None)
+        torch.testing.assert_close(shown[i : i + 1], alone, rtol=0, atol=1e-5)
+
+
 def test_with_tokens_every_item_keeps_its_own():
     bridge, items = made("ct2mri" + FOLDS), batch()
     told = torch.arange(3.0)[:, None, None].expand(3, 3, 128)

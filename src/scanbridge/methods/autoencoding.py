@@ -135,6 +135,7 @@ def autoencoder_stage(settings: FirstStage, target: str, residual: Residual) -> 
         learning_rate=settings.learning_rate,
         about=settings.about,
         weights=None if settings.weights is None else Path(settings.weights),
+        judged=False,
     )
 
 

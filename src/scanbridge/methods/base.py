@@ -50,7 +50,7 @@ class Batch:
     valid
         1 where a target is known, by name: inside its field of view, on slices that exist.
     case
-        Index (B,) of each item's case among the training cases, for per-case statistics.
+        Index (B,) of each item's case among the training cases, for per-case statistics; -1 of a val subject.
     progress
         Share of the stage's training that is done, in [0, 1].
     """
@@ -106,6 +106,8 @@ class Stage:
         JSON values that say what the networks are, kept with the weights: weights of another run must say the same.
     weights
         Folder of this stage in another run: its weights are taken, and nothing is trained.
+    judged
+        Whether its loss on val subjects tells which weights are best; an adversarial loss does not.
     """
 
     name: str
@@ -117,6 +119,7 @@ class Stage:
     learning_rate: float | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
     weights: Path | None = None
+    judged: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

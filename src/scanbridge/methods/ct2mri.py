@@ -98,10 +98,10 @@ def stages(config: Config, targets: Sequence[str]) -> tuple[Stage, ...]:
 
     def told(fitted: Fitted, batch: Batch, noise: ItemNoise) -> Tensor:
         every = fitted.statistics["style_keys"]
-        if config.style.average == 0:
-            return every[batch.case]
-        blind = noise.uniform()[:, None, None] < config.style.average
-        return torch.where(blind, average_key(every), every[batch.case])
+        blind = batch.case < 0  # a val subject is told what a new one would be
+        if config.style.average > 0:
+            blind = blind | (noise.uniform() < config.style.average)
+        return torch.where(blind[:, None, None], average_key(every), every[batch.case])
 
     return window_stages(config, target, Tokens(N_BINS, told, keys) if config.style.use else Tokens())
 

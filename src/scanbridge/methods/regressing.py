@@ -100,7 +100,7 @@ def folds_stage(radius: int, network: Network, settings: Regression, target: str
         return {**tokens.fit(cases, before), "fold": deal([case.subject for case in cases], settings.folds)}
 
     def loss(fitted: Fitted, batch: Batch, noise: ItemNoise) -> tuple[Tensor, dict[str, float]]:
-        told, fold = tokens.of(fitted, batch, noise), fitted.statistics["fold"][batch.case]
+        told, fold = tokens.of(fitted, batch, noise), fold_of(fitted, batch)
         total = batch.source.new_zeros(())
         for number in numbers:
             others = torch.nonzero(fold != number).flatten()
@@ -144,6 +144,11 @@ def deal(people: Sequence[str], folds: int) -> Tensor:
     return torch.tensor([different.index(person) % folds for person in people])
 
 
+def fold_of(fitted: Fitted, batch: Batch) -> Tensor:
+    """Give the fold (B,) of each item's person; -1 of a val subject, whom no regression has seen."""
+    return torch.where(batch.case < 0, -1, fitted.statistics["fold"][batch.case])
+
+
 def fold_name(number: int) -> str:
     """Name the network of a fold."""
     return f"fold-{number}"
@@ -154,14 +159,11 @@ def training_estimate(settings: Regression, fitted: Fitted, batch: Batch, told: 
     if not settings.folds:
         estimate: Tensor = fitted.networks["regression"](batch.source, tokens=told)
         return estimate
-    fold = fitted.statistics["fold"][batch.case]
-    parts = [torch.nonzero(fold == number).flatten() for number in range(settings.folds)]
-    made = [
-        fitted.networks[fold_name(number)](batch.source[rows], tokens=_some(told, rows))
-        for number, rows in enumerate(parts)
-        if len(rows)
-    ]
-    return torch.cat(made)[torch.cat(parts).argsort()]
+    fold = fold_of(fitted, batch)
+    blind = {-1: "regression", **{number: fold_name(number) for number in range(settings.folds)}}
+    parts = {name: rows for number, name in blind.items() if len(rows := torch.nonzero(fold == number).flatten())}
+    made = [fitted.networks[name](batch.source[rows], tokens=_some(told, rows)) for name, rows in parts.items()]
+    return torch.cat(made)[torch.cat([*parts.values()]).argsort()]
 
 
 def regression_denoiser(

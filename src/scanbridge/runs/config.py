@@ -87,6 +87,9 @@ class Train(Strict):
     ema: float = Field(default=0.999, ge=0, lt=1, description="decay per update, after a warm-up")
     seed: int = 0
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    keep: Literal["last", "best"] = Field(
+        default="last", description="weights of the end, or of the checkpoint with the lowest loss on the val subjects"
+    )
     checkpoint_every: int = Field(default=2000, gt=0)
     log_every: int = Field(default=200, gt=0)
     picture_every: int = Field(default=4000, gt=0)
