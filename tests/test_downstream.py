@@ -301,6 +301,9 @@ def test_a_class_that_nothing_shows_is_not_told(people, run, told, tmp_path):
     for arm in ("source", "source + synthetic", "source + real"):
         found = summary(tmp_path / "out", arm, "auc")
         assert found["low"] <= 0.5 <= found["high"]
+    said, other = ((out / "downstream.md").read_text() for out in (tmp_path / "out", told))
+    assert "The AUC with source, and with source + synthetic, and with source + real is not beyond chance" in said
+    assert "- The AUC with source, and with source + synthetic is not beyond chance" in other
 
 
 def test_killed_anywhere_the_same_command_ends_with_the_same_bytes(people, run, told, tmp_path):

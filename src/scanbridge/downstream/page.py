@@ -43,7 +43,7 @@ def page_of(
     context = TaskContext(
         title=f"{plan.column}: what a synthetic {plan.names[1]} is worth",
         data=_data(plan),
-        verdict=(*said, *seen),
+        verdict=(*_unlearned(results, metrics[0]), *said, *seen),
         tables=_tables(plan, results, metrics),
         plots=[dots(plan, results), curves(plan, folded)],
         subjects=worst_subjects(plan, results.predictions, samples, out),
@@ -52,6 +52,22 @@ def page_of(
         settings=_settings(plan),
     )
     return render_task(context), _markdown(context)
+
+
+def _unlearned(results: Results, metric: str) -> list[str]:
+    """Say which inputs taught a network nothing that the floor does not know: no difference to it means anything."""
+    rows = {row["run"]: row for row in results.summary if row["metric"] == metric and row["region"] == ALL}
+    floor = rows.pop(FLOOR)["mean"]
+    lows = {run: row["low"] if row["low"] is not None else row["mean"] for run, row in rows.items()}
+    nothing = [run for run, low in lows.items() if low is None or low <= floor]
+    if not nothing:
+        return []
+    name = metric_name(metric).split()[0]
+    return [
+        f"The {name} with {', and with '.join(nothing)} is not beyond chance above that of {FLOOR}, which looks at no "
+        "image: no network has learned the task there, and no difference to it means anything. Raise --images, or try "
+        "--dims 2."
+    ]
 
 
 def _data(plan: Plan) -> list[tuple[str, str]]:
