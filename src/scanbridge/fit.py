@@ -145,10 +145,10 @@ def _judge(stage: Stage, settings: Train, items: Items, state: State, fitted: Fi
             total += float(loss) * len(numbers)
         for network in networks:
             network.train()
-    loss_now = total / n
-    if state.best is None or loss_now < state.best.loss:
-        state.best = Best({name: value.clone() for name, value in state.average.items()}, loss_now, state.images)
-    return loss_now
+    mean = total / n
+    if mean < (math.inf if state.best is None else state.best.loss):  # which NaN never is
+        state.best = Best({name: value.clone() for name, value in state.average.items()}, mean, state.images)
+    return mean
 
 
 def items_of(stage: Stage, settings: Train, cases: Sequence[Case], targets: Sequence[str]) -> Items:

@@ -119,8 +119,7 @@ def _train(
             )
             if not finished:
                 return 128 + (stop.signal or signal.SIGTERM)  # another process was asked to leave
-            if val and stage.judged:
-                after = read_json(folder / "weights.json")["kept_after"]
+            if after := read_json(folder / "weights.json").get("kept_after"):
                 say(f"{stage.name}: the weights after {after:,} images are kept, the best on the val subjects")
         if stage is not stages[-1]:
             made, told = open_stage(stage, run, fabric.device)
