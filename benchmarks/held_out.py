@@ -153,7 +153,7 @@ def about(study: Study, asked: argparse.Namespace, parts: Sequence[str], folds: 
 def write_results(study: Study, asked: argparse.Namespace, table: str, judged: list[Judged]) -> None:
     """Copy the tables, and draw each person once."""
     asked.results.mkdir(parents=True, exist_ok=True)
-    write_text(asked.results / f"{study.name}.md", table)
+    write_text(asked.results / f"{study.name}.md", table.replace(str(asked.runs.resolve()), "RUNS"))
     (asked.results / f"{study.name}.csv").write_bytes((asked.runs / "metrics.csv").read_bytes())
     for each in judged[::-1] if study.pictures else ():  # the first seed's picture is the one that stays
         if each.planes is not None:
