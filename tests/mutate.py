@@ -34,6 +34,7 @@ class Fault:
 
 OF_WALKS = ("walks", "methods")
 OF_LAWS = ("laws", "methods")
+OF_REGRESSING = ("regressing", "methods")
 FAULTS = [
     Fault("bridge: factor 2 lost in the variance", "process", "sqrt(2 * s * t", "sqrt(s * t", "process"),
     Fault("bridge: s and t swapped in the carry", "process", "lambda s_, t: s_ / t", "lambda s_, t: t / s_", "process"),
@@ -148,11 +149,27 @@ FAULTS = [
         *OF_LAWS,
     ),
     Fault("window_bridge: the whole target for its residual", "window_bridge", "label - estimate", "label", *OF_LAWS),
+    Fault("folds: a regression learns its own people", "regressing", "fold != number", "fold >= 0", *OF_REGRESSING),
+    Fault(
+        "folds: misses of people who were seen",
+        "regressing",
+        "number: fold_name(n",
+        "number: fold_name(1 - n",
+        *OF_REGRESSING,
+    ),
+    Fault(
+        "folds: items in another order",
+        "regressing",
+        "[*parts.values()]).argsort()",
+        "[*parts.values()])",
+        *OF_REGRESSING,
+    ),
+    Fault("folds: a val subject has a fold", "regressing", "batch.case < 0, -1", "batch.case < 0, 0", *OF_REGRESSING),
     Fault(
         "ct2mri: the own key for the average",
         "ct2mri",
-        "blind, average_key(every), every[batch.case]",
-        "blind, every[batch.case], average_key(every)",
+        "blind[:, None, None], average_key(every), every[batch.case]",
+        "blind[:, None, None], every[batch.case], average_key(every)",
         "ct2mri",
         "methods",
     ),

@@ -81,7 +81,7 @@ def test_a_val_subject_is_estimated_by_the_regression_that_has_seen_all_others()
 
 
 def test_with_tokens_every_item_keeps_its_own():
-    bridge, items = made("ct2mri" + FOLDS), batch()
+    bridge, items = made("ct2mri" + FOLDS), replace(batch(), case=torch.tensor([1, 0, 2]))
     told = torch.arange(3.0)[:, None, None].expand(3, 3, 128)
     own = {fold_name(n): (lambda source, tokens: 0 * source + tokens[:, :1, :1, None, None]) for n in range(2)}
     fitted = replace(bridge.fitted, networks={**bridge.fitted.networks, **own})
