@@ -15,22 +15,16 @@ from scanbridge.trials import Row
 CONTRAST = {
     "task.source": "pre",
     "task.targets": ["post1"],
-    "grid.spacing": [2.0, 2.8125, 2.8125],
+    "grid.spacing": [2.0, 2.0, 2.0],
     "grid.orientation": "RIP",
     "train.augment.flip": [],
 }
-"""Sagittal slices of one breast, four voxels of the scan in one."""
+"""Sagittal slices of one breast."""
 ROWS = [
     Row(
         "RLBCD",
         CONFIGS / "rlbcd-small.toml",
-        {
-            **CONTRAST,
-            "autoencoder.kind": "kl",
-            "autoencoder.images": 3000,
-            "consistency.images": 400,
-            "train.images": 6000,
-        },
+        {**CONTRAST, "autoencoder.images": 2000, "consistency.images": 400, "train.images": 3000},
     ),
     Row("regression", CONFIGS / "regression-small.toml", {**CONTRAST, "mirror": [], "train.images": 4000}),
 ]
