@@ -90,6 +90,9 @@ bench: real
 	    --cache $(RUNS)/real/cache --out benchmarks/results
 	$(BIN)/python benchmarks/posterior.py --runs $(RUNS)/posterior --out benchmarks/results
 	$(BIN)/python benchmarks/latent_folds.py --cohort $(DATA)/sts/cohort.csv --runs $(RUNS)/pet-folds --results benchmarks/results
+	$(BIN)/python benchmarks/wrong_input.py $(RUNS)/pet-folds/*/seed-0/rlbcd-small-rlbcd --data $(DATA) --out benchmarks/results
+	$(BIN)/python benchmarks/volume_cost.py $(RUNS)/pet-folds/0/seed-0/*-small-* --cohort $(DATA)/sts/cohort.csv \
+	    --cache $(RUNS)/pet-folds/cache --out benchmarks/results
 	$(BIN)/python benchmarks/simulated_and_real.py $(DATA)/ms/cohort.csv
 
 clean:
