@@ -34,12 +34,35 @@ def body(kind: str, *, noise: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
 
 
 CASES = [("ct", 0), ("pet", 0), ("mr", 0), ("mr", 0.05), ("other", 0), ("other", -0.05)]
+WITHOUT_NOISE = [kind for kind, noise in CASES if not noise]
 
 
-@pytest.mark.parametrize(("kind", "noise"), CASES)
-def test_it_is_the_largest_piece_with_its_holes_filled(kind, noise):
-    data, truth = body(kind, noise=noise)
+def within_a_voxel(mask: np.ndarray, truth: np.ndarray) -> bool:
+    """Noise is smoothed by one voxel: so far may the rim move."""
+    around = np.ones((3, 3, 3))
+    inner, outer = ndimage.binary_erosion(truth, around), ndimage.binary_dilation(truth, around)
+    return bool((inner <= mask).all() and (mask <= outer).all())
+
+
+@pytest.mark.parametrize("kind", WITHOUT_NOISE)
+def test_it_is_the_largest_piece_with_its_holes_filled(kind):
+    data, truth = body(kind)
     assert np.array_equal(foreground(data, kind), truth)
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.02, 0.05, 0.1, 0.2])
+def test_air_with_noise_is_no_patient(noise):
+    for kind, sign in (("mr", 1), ("other", -1)):
+        data, truth = body(kind, noise=sign * noise)
+        assert within_a_voxel(foreground(data, kind), truth)
+
+
+def test_dim_tissue_beside_bright_tissue_is_patient_too():
+    """As in an MR with fat suppressed: most of a breast is a tenth as bright as the gland in it."""
+    rng = np.random.default_rng(0)
+    truth, gland = ball(10), ball(4)
+    data = np.where(gland, 300, np.where(truth, 60, 0)) + 10 * np.abs(rng.normal(size=SHAPE))
+    assert within_a_voxel(foreground(data.astype(np.float32), "mr"), truth)
 
 
 @settings(max_examples=40, deadline=None)
@@ -61,17 +84,17 @@ def test_the_order_of_axes_changes_nothing(kind, noise):
         )
 
 
-@pytest.mark.parametrize("gain", [1e-3, 1, 1e4])
+@pytest.mark.parametrize("gain", [2.0**-10, 2.0**13])
 def test_the_gain_of_a_scanner_changes_nothing(gain):
     for noise in (0, 0.05):
-        data, truth = body("mr", noise=noise)
-        assert np.array_equal(foreground(data * np.float32(gain), "mr"), truth)
+        data, _ = body("mr", noise=noise)
+        assert np.array_equal(foreground(data * np.float32(gain), "mr"), foreground(data, "mr"))
 
 
 def test_a_few_very_bright_voxels_change_nothing():
     data, truth = body("mr", noise=0.05)
     data[15, 13, 14:16] = 1e6
-    assert np.array_equal(foreground(data, "mr"), truth)
+    assert within_a_voxel(foreground(data, "mr"), truth)
 
 
 def test_filling_agrees_with_growing_the_outside():
@@ -86,3 +109,7 @@ def test_filling_agrees_with_growing_the_outside():
 @pytest.mark.parametrize(("kind", "value"), [("ct", -1000), ("pet", 0), ("mr", 0), ("mr", 5), ("other", -5)])
 def test_nothing_stands_out_of_a_constant_image(kind, value):
     assert not foreground(np.full((6, 7, 8), value, dtype=np.float32), kind).any()
+
+
+def test_two_voxels_are_no_patient():
+    assert not foreground(np.array([[[3.0, 5.0]]], dtype=np.float32), "mr").any()

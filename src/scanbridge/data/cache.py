@@ -25,7 +25,7 @@ from scanbridge.data.nifti import Volume, read
 from scanbridge.errors import UserError, nearest
 from scanbridge.files import sha256
 
-_VERSION = 1  # raise it whenever the same files would give other arrays
+_VERSION = 2  # raise it whenever the same files would give other arrays
 _STALE = 24 * 3600  # seconds
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from skimage.filters import threshold_otsu
+from skimage.filters import threshold_multiotsu
 
 from scanbridge.data.cohort import Kind
 
@@ -23,9 +23,10 @@ def foreground(data: NDArray[Any], kind: Kind) -> NDArray[np.bool_]:
     data
         (I, J, K) in the image's own unit, on its own grid.
     kind
-        ``"ct"``: above -500 HU. ``"pet"``: above 0.1 SUV. ``"mr"`` and ``"other"``: magnitude above 1 % of its 99.9th
-        percentile where that leaves out at least 20 % of the box (skull-stripped), else above Otsu's threshold; box and
-        percentile are of the bounding box of what is not exactly 0, so that padding changes nothing.
+        ``"ct"``: above -500 HU. ``"pet"``: above 0.1 SUV. ``"mr"`` and ``"other"``: where at least 20 % of the box is
+        empty (skull-stripped), magnitude above 1 % of its 99.9th percentile; else, smoothed by one voxel, above the
+        lower of Otsu's two thresholds between air, dim tissue and bright tissue. The box is that of what is not exactly
+        0, so that padding changes nothing; empty is below 0.1 % of that percentile, which air with noise is not.
 
     Returns
     -------
@@ -50,12 +51,23 @@ def _bright(magnitude: NDArray[Any]) -> NDArray[np.bool_]:
     if not magnitude.size:
         return np.zeros(magnitude.shape, dtype=np.bool_)
     top = float(np.percentile(magnitude, 99.9))
-    stripped: NDArray[np.bool_] = magnitude > 0.01 * top
-    if stripped.mean() <= 0.8 or top == 0:
-        return stripped
-    # A few very bright voxels would leave Otsu's histogram with one bin for all the rest.
-    clipped = np.minimum(magnitude, top)
-    return clipped > threshold_otsu(clipped)  # type: ignore[no-untyped-call,no-any-return]
+    if magnitude.min() >= top > 0:
+        return np.zeros(magnitude.shape, dtype=np.bool_)
+    level, image = 0.01 * top, magnitude
+    if (magnitude > 0.001 * top).mean() > 0.8:  # air is not empty, so there is noise in it
+        # A few very bright voxels would leave the histogram with one bin for all the rest.
+        image = ndimage.gaussian_filter(np.minimum(magnitude, top), sigma=1.0)
+        level = _above_air(image)
+    body: NDArray[np.bool_] = image > level
+    return body
+
+
+def _above_air(image: NDArray[Any]) -> float:
+    """Give Otsu's lower threshold of three classes: with two, dim tissue goes to the air; infinite for two values."""
+    try:
+        return float(threshold_multiotsu(image, classes=3)[0])  # type: ignore[no-untyped-call]
+    except ValueError:
+        return np.inf
 
 
 def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
