@@ -23,6 +23,8 @@ ROWS = [
     Row("bbdm", BBDM),
     Row("regression", REGRESSION),
     Row("regression, 18,000 windows", REGRESSION, {"train.images": 18000}),
+    Row("ct2mri, 4,000 windows", CT2MRI, {"train.images": 4000, "bridge.images": 2000}),
+    Row("regression, 4,000 windows", REGRESSION, {"train.images": 4000}),
     Row("walk", WALK),
     Row("walk, no key", WALK, {"style.use": False}),
     Row("walk, key nearest", WALK, {"style.choice": "nearest"}),
@@ -32,7 +34,7 @@ ROWS = [
     Row("walk, 100 calls", WALK, {**PUBLISHED, "estimate.calls": 100}),
     Row("walk, ISTA 50 + 49", WALK, {**PUBLISHED, "estimate.calls": 50, "correction.corrections": 1}),
 ]
-"""The presets; then, with a bridge that is walked from the source, the paper's Table 2 in form:
+"""The presets, whole and a third as long; then, with a bridge that is walked from the source, the paper's Table 2 in form:
 with and without key, co-prediction and corrector (calls + moves), and its own two walks ("100 calls", "ISTA 50 + 49").
 """
 
