@@ -24,9 +24,15 @@ ROWS = [
     Row(
         "RLBCD",
         CONFIGS / "rlbcd-small.toml",
-        {**CONTRAST, "autoencoder.images": 2000, "consistency.images": 400, "train.images": 3000},
+        {
+            **CONTRAST,
+            "autoencoder.kind": "kl",
+            "autoencoder.images": 4000,
+            "consistency.images": 400,
+            "train.images": 3000,
+        },
     ),
-    Row("regression", CONFIGS / "regression-small.toml", {**CONTRAST, "mirror": [], "train.images": 4000}),
+    Row("regression", CONFIGS / "regression-small.toml", {**CONTRAST, "mirror": [], "train.images": 3000}),
 ]
 
 STUDY = Study(

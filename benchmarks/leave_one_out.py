@@ -34,8 +34,9 @@ ROWS = [
     Row("walk, 100 calls", WALK, {**PUBLISHED, "estimate.calls": 100}),
     Row("walk, ISTA 50 + 49", WALK, {**PUBLISHED, "estimate.calls": 50, "correction.corrections": 1}),
 ]
-"""The presets, whole and a third as long; then, with a bridge that is walked from the source, the paper's Table 2 in form:
-with and without key, co-prediction and corrector (calls + moves), and its own two walks ("100 calls", "ISTA 50 + 49").
+"""The presets, whole and a third as long; then, with a bridge that is walked from the source, the paper's Table 2 in
+form: with and without key, co-prediction and corrector (calls + moves), and its own two walks ("100 calls",
+"ISTA 50 + 49").
 """
 
 
