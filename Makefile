@@ -19,7 +19,7 @@ help:
 	@echo "make demo      simulate people, train two small models, and draw the page that compares them"
 	@echo "make real      leave one out over real MRI in DATA/ms (DATA=$(DATA))"
 	@echo "make test      the tests;  make lint: style and types;  make docs: docs/_build/html"
-	@echo "make bench     measure again what benchmarks/results holds"
+	@echo "make bench     measure again most of what benchmarks/results holds; each file names its own command"
 	@echo "make clean     take away what was built; runs and the environment stay"
 
 install: $(INSTALLED)
@@ -86,7 +86,9 @@ bench: real
 	$(BIN)/python benchmarks/cache.py --cohort $(DATA)/ms/cohort.csv --out benchmarks/results
 	$(BIN)/python benchmarks/calls.py $(RUNS)/real/*/seed-0/ct2mri-small --cohort $(DATA)/ms/cohort.csv \
 	    --cache $(RUNS)/real/cache --out benchmarks/results
-	$(BIN)/python benchmarks/ista.py $(RUNS)/real/sub-07/seed-0/ct2mri-small --cohort $(DATA)/ms/cohort.csv \
+	$(BIN)/python benchmarks/leave_one_out.py --cohort $(DATA)/ms/cohort.csv --runs $(RUNS)/real --rows walk --parts sub-07
+	$(BIN)/python benchmarks/ista.py $(RUNS)/real/sub-07/seed-0/ct2mri-small-walk \
+	    $(RUNS)/real/sub-07/seed-0/ct2mri-small --cohort $(DATA)/ms/cohort.csv \
 	    --cache $(RUNS)/real/cache --out benchmarks/results
 	$(BIN)/python benchmarks/posterior.py --runs $(RUNS)/posterior --out benchmarks/results
 	$(BIN)/python benchmarks/latent_folds.py --cohort $(DATA)/sts/cohort.csv --runs $(RUNS)/pet-folds --results benchmarks/results

@@ -32,7 +32,14 @@ def test_every_verb_and_every_option_has_help(verb):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["translat"], ["translate"], ["translate", "--nothing"], ["train", "x", "--run", "y"]]
+    "arguments",
+    [
+        ["translat"],
+        ["translate"],
+        ["translate", "--nothing"],
+        ["train", "x", "--run", "y"],
+        ["translate", "run", "scan", "--out", "out", "--seed", "-1"],
+    ],
 )
 def test_what_is_no_command_is_refused_with_status_2(arguments):
     outcome = scanbridge(*arguments)

@@ -76,6 +76,12 @@ def test_the_page_names_the_weights_of_every_stage(compared, run):
         assert f"{run.name}, {stage}: {digest[:12]}" in page
 
 
+def test_the_page_says_what_it_holds_a_run_against(compared):
+    page = (compared / "report.html").read_text()
+    for name in ("one-call: the bridge", "floor:histogram: the source", "floor:intensity: the mean target value"):
+        assert name in page
+
+
 def test_the_page_needs_nothing_beside_it(compared):
     page = (compared / "report.html").read_text()
     assert "<html" in page

@@ -127,6 +127,25 @@ CONFIGS = [
     setting("train.imagse", "train.imagse=8", "'train.imagse'", "did you mean 'images'?", "ct2mri-small.toml"),
     setting("netwrok", "netwrok.channels=8", "'netwrok'", "did you mean 'network'?"),
     setting("bridge.predcit", 'bridge.predcit="noise"', "'bridge.predcit'", "did you mean 'predict'?"),
+    setting("estimate.eta of a mean path", "estimate.eta=0.5", "[estimate]", "mean_path", "eta = 0"),
+    setting("estimate.order of a mean path", "estimate.order=2", "[estimate]", "mean_path", "order 1"),
+    setting("draw.stride", "draw.stride=9", "[draw]", "stride = 9", "1 to 3"),
+    Fault(
+        "a stride of windows that walk by themselves",
+        lambda w: w.train("coprediction=false", "draw.stride=2"),
+        ("draw.stride = 2", "coprediction = true"),
+    ),
+    Fault(
+        "order two with a correction that is reused",
+        lambda w: w.train("correction.corrections=1", "correction.reuse=true"),
+        ("[draw]", "order 2", "reuse"),
+    ),
+    Fault(
+        "noise predicted where the state shows none of the target",
+        lambda w: w.train('bridge.predict="noise"', config="ct2mri-small-walk.toml"),
+        ("[estimate]", "noise", "t = 1"),
+    ),
+    setting("train.seed", "train.seed=-1", "train.seed", "-1"),
     setting("train.images as text", 'train.images="many"', "'train.images' is 'many'", "integer"),
     setting("train.images below 0", "train.images=-5", "'train.images' is -5", "greater than 0"),
     setting("train.batch_size", "train.batch_size=0", "'train.batch_size' is 0"),
@@ -365,6 +384,19 @@ OPTIONS = [
     option("--eta of a mean path", ("--eta", "0.5"), "mean_path", "eta = 0"),
     option("--target", ("--target", "t1"), "--target t1", "t1w"),
     option("--style", ("--style", "averge"), "averge", "did you mean 'average'?"),
+    option("--style own", ("--style", "own"), "--style own", "average, nearest, or a file"),
+    Fault(
+        "--style of runs without styles",
+        lambda w: ["evaluate", w.regression, "--cohort", w.cohort, "--out", w.out, "--style", "average"],
+        ("--style average", "no style"),
+    ),
+    Fault(
+        "--foreground of two scans",
+        lambda w: w.translate(
+            w.cohort.parent / "p4/p4_flair.nii.gz", "--foreground", w.cohort.parent / "p4/p4_lesion.nii.gz"
+        ),
+        ("--foreground", "2 scans", "one by one"),
+    ),
     option("--style of a lost file", ("--style", "lost.nii.gz"), "lost.nii.gz"),
     option("--device", ("--device", "gpux"), "--device gpux", "auto"),
     option("--device cuda", ("--device", "cuda"), "cuda", marks=(NO_CUDA,)),
@@ -424,6 +456,32 @@ EVALUATIONS = [
         "other columns",
         lambda w: external(w, lambda t: t.replace("t1w", "t1")),
         ("table.csv", "'t1w'", "did you mean 't1'?"),
+    ),
+    Fault(
+        "translations that are not there",
+        lambda w: w.evaluate("--translations", w.folder),
+        ("p4", "p4_flair_t1w.nii.gz", "is not there"),
+    ),
+    Fault(
+        "volumes of somebody else, without what says how they were made",
+        after(
+            lambda w: write(w.folder / "p4_flair_t1w.nii.gz", brain(4)["t1w"], RAS),
+            lambda w: w.evaluate("--translations", w.folder),
+        ),
+        ("p4", "p4_flair_t1w.json", "is not there"),
+    ),
+    Fault(
+        "a table that calls the target another kind",
+        after(lambda w: w.edited("cohort/cohort.toml", lambda t: t.replace('"mr"', '"other"')), World.evaluate),
+        ("cohort.toml", "images.flair", "trained on", "'mr'"),
+    ),
+    Fault(
+        "a target elsewhere",
+        after(
+            lambda w: write(w.cohort.parent / "p4/p4_t1w.nii.gz", brain(4)["t1w"], RAS + 1000 * np.eye(4, k=3)),
+            World.evaluate,
+        ),
+        ("p4", "no foreground", "scans that overlap"),
     ),
     Fault("an empty split", lambda w: w.evaluate("--split", "val"), ("'val'", "--split external", "split.test")),
     Fault("no cohort", lambda w: ["evaluate", w.run, "--cohort", w.folder / "no.csv", "--out", w.out], ("no.csv",)),

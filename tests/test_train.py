@@ -23,7 +23,7 @@ from scanbridge.methods.base import Item, Stage
 from scanbridge.plan import plan_run
 from scanbridge.runs.log import read_log
 from scanbridge.train import train_run
-from small import CONFIGS, TINY, Outcome, Strike, changed, child, copied, done, scanbridge
+from small import CONFIGS, TINY, Outcome, Strike, brain, changed, child, copied, done, scanbridge, write_cohort
 from small import training as usual
 
 FIT, CHECKPOINT = "scanbridge.fit", "scanbridge.runs.checkpoint"
@@ -331,6 +331,12 @@ def test_a_run_folder_says_what_it_is(cohort, run):
     assert {"python", "versions", "processors"} <= json.loads((run / "environment.json").read_text()).keys()
     assert (run / "done").is_file()
     assert not [path for path in run.rglob("*") if path.name.endswith((".part", ".pkl", ".pt", ".ckpt"))]
+
+
+def test_a_volume_of_three_slices_has_a_picture_too(tmp_path):
+    thin = {f"p{i}": {name: data[:, :, 11:14] for name, data in brain(i).items()} for i in range(1, 5)}
+    done(scanbridge(*usual(write_cohort(tmp_path, thin), tmp_path / "run", "train.picture_every=8")))
+    assert list((tmp_path / "run" / "stages" / "bridge" / "pictures").glob("*.png"))
 
 
 def test_the_residual_scale_is_measured_on_val_subjects(cohort, run, tmp_path):

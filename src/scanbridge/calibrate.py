@@ -168,9 +168,7 @@ def _with_val(names: list[str], n_val: int, *, named: str | None, say: Callable[
 def _pairs(table: Cohort, model: Model) -> list[Row]:
     """Give the rows that have source and target."""
     task = (model.common.task.source, model.common.task.targets[0])
-    for column in task:
-        if column not in table.images:
-            raise UserError(f"{table.path} has no image '{column}'", "", nearest(column, table.images))
+    model.refuse_table(table, "the run")
     return [row for row in table.rows if all(column in row.images for column in task)]
 
 

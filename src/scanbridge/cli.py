@@ -52,7 +52,7 @@ def simulate(
     out: Annotated[Path, typer.Option("--out", help="Folder for the cohort.")],
     subjects: Annotated[int, typer.Option("--subjects", min=1, help="Number of people.")] = 8,
     size: Annotated[int, typer.Option("--size", min=32, help="Voxels along an axis; 96 is 2 mm.")] = 96,
-    seed: Annotated[int, typer.Option("--seed", help="Another seed gives other people.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed gives other people.")] = 0,
 ) -> None:
     """Write a simulated cohort with its table, to try things on."""
     from scanbridge.simulate import simulate_brain
@@ -113,7 +113,7 @@ def translate(
     grid: Annotated[str | None, typer.Option("--grid", help="theta, linear, quadratic, lambda, published.")] = None,
     eta: Annotated[float | None, typer.Option("--eta", min=0, max=1, help="Stochasticity of the walk.")] = None,
     samples: Annotated[int, typer.Option("--samples", min=0, help="Draws to write beside the estimate.")] = 0,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the draws.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draws.")] = 0,
     style: Style = None,
     foreground: Annotated[Path | None, typer.Option("--foreground", help="A mask instead of the computed one.")] = None,
     device: Device = "auto",
@@ -277,7 +277,8 @@ def ablate(
         list[str] | None, typer.Option("--rows", help="Rows of the method's table, one after another; else all.")
     ] = None,
     seeds: Annotated[
-        list[int] | None, typer.Option("--seeds", help="Seeds of the trainings: --seeds 0 1 2; else the file's own.")
+        list[int] | None,
+        typer.Option("--seeds", min=0, help="Seeds of the trainings: --seeds 0 1 2; else the file's own."),
     ] = None,
     settings: Settings = None,
     split: Annotated[str, typer.Option("--split", help="test or val.")] = "test",

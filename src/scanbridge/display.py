@@ -30,7 +30,7 @@ def planes_of(truth: Truth, estimate: Array, uncertainty: Array, draw: Array | N
     estimate, uncertainty, draw
         (I, J, K) on its grid, in the unit of the metrics.
     """
-    to = model_grid(truth.grid, spacing=_display_spacing(truth.grid), orientation=DISPLAY)
+    to = model_grid(truth.grid, spacing=display_spacing(truth.grid), orientation=DISPLAY)
     body, share, scale = truth.regions["foreground"], truth.source, truth.source_scale
     source = share if scale.unit == "1" else scale.low + scale.range * share
     images = (source, scale), (truth.target, truth.scale)
@@ -71,7 +71,7 @@ def look(name: str, kind: str, scale: Scale, values: NDArray[Any]) -> Look:
     return Look(name, low, high, scale.unit, inverted=kind == "pet")
 
 
-def _display_spacing(grid: Grid) -> tuple[float, float, float]:
+def display_spacing(grid: Grid) -> tuple[float, float, float]:
     """Give a grid's spacing in the order of the display's axes, so that turning it copies values."""
     pairs = {frozenset(pair): pair for pair in ("SI", "AP", "LR")}
     by_pair = {next(p for p in pairs if code in p): mm for code, mm in zip(grid.orientation, grid.spacing, strict=True)}

@@ -83,6 +83,8 @@ def evaluate_runs(
         models["floor:regression"] = Model.open(regression, device=device)
     if style == "own" and not oracle:
         raise UserError("--style own takes the style from the truth", "--allow-oracle beside it", "or use 'average'")
+    if style is not None and not any(_has_styles(model) for model in models.values()):
+        raise UserError(f"--style {style}: {', '.join(models)} know no style", "a ct2mri run", "leave it out")
     judged = judge_split(
         models,
         cohort,
@@ -132,15 +134,15 @@ def judge_split(
                 samples=n_draws[name],
                 style=_style_for(model, style, row.images[task[1]]),
                 oracle=oracle,
-                foreground=None if (mask := table.foreground_mask(row, task[0])) is None else row.masks[mask],
+                foreground=table.foreground_file(row, task[0]),
                 on="source" if on == "target" else "model",
             )
-            marked = f"{name} {ORACLE}" if oracle else name
+            marked = f"{name} {ORACLE}" if oracle and options.reads_style else name
             kind = "translations" if on == "target" else "translations-model-grid"
             folder = out / kind / marked / row.name  # scans of several people may have one file name
             if translations is not None and model is first:  # what stands beside it was made by other weights
                 folder = translations
-                options = _as_given(options, folder / f"{stem(row.images[task[0]])}_{task[1]}.json", samples)
+                options = _as_given(options, folder / f"{stem(row.images[task[0]])}_{task[1]}", row.name, samples)
             draws = samples > 0 and _has_draws(model)
             made = judge_run(marked, model, truth, folder, options, draws=draws)
             judged += made
@@ -181,15 +183,29 @@ def _samples_for(model: Model) -> int:
     return 0 if calibration is None else calibration.samples
 
 
-def _as_given(options: Options, about: Path, samples: int) -> Options:
-    """Leave a given translation as it is: one without an interval gets none, nor draws for it alone."""
-    bare = about.is_file() and not read_json(about).get("interval")
+def _as_given(options: Options, base: Path, row: str, samples: int) -> Options:
+    """Leave a given translation as it is: one without an interval gets none, nor draws for it alone.
+
+    Raises
+    ------
+    UserError
+        If it is not whole: nothing is translated into somebody's folder, least of all over what lies there.
+    """
+    about, volume = (base.with_name(base.name + end) for end in (".json", ".nii.gz"))
+    for path in (volume, about):
+        if not path.is_file():
+            raise UserError(f"{row}: {path} is not there", "what 'translate' writes", "translate, or leave it out")
+    bare = not read_json(about).get("interval")
     return replace(options, interval=False, samples=samples) if bare else options
+
+
+def _has_styles(model: Model) -> bool:
+    return hasattr(model.config, "style")
 
 
 def _style_for(model: Model, style: str | None, target: Path) -> str | None:
     """Give the style for one subject: the truth's own for ``own``; none for a method without styles beside others."""
-    if not hasattr(model.config, "style"):
+    if not _has_styles(model):
         return None
     return str(target) if style == "own" else style
 
@@ -288,9 +304,8 @@ def _one_task(models: Mapping[str, Model]) -> tuple[str, str]:
 
 def choose_rows(table: Cohort, models: Mapping[str, Model], task: tuple[str, str], split: str) -> list[Row]:
     """Give the rows to judge: a part that every run set apart, or all of a cohort that none has seen."""
-    for column in task:
-        if column not in table.images:
-            raise UserError(f"{table.path} has no image '{column}'", "", nearest(column, table.images))
+    for name, model in models.items():
+        model.refuse_table(table, name)
     rows = [row for row in table.rows if all(column in row.images for column in task)]
     if split != "external":
         rows = [r for r in rows if all(r.subject in m.cohort["split"][split] for m in models.values())]

@@ -72,7 +72,7 @@ def train_stage(
     Raises
     ------
     UserError
-        If the loss is not finite three times over.
+        If the loss is not finite after `MOST_ROLLBACKS` returns to the last good state.
     """
     items = items_of(stage, settings, cases, targets)
     judges = items_of(stage, _unchanged(settings, items.size), val, targets) if val and stage.judged else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -19,11 +20,6 @@ from scanbridge.methods.base import Effort, Foreseeable, Product, Request
 from scanbridge.model import Model
 from scanbridge.options import Options
 from scanbridge.translation import Prepared, chosen_target, prepare_source
-
-try:
-    import resource
-except ImportError:  # not on Windows
-    resource = None  # type: ignore[assignment]
 
 LONG = 2.0
 """Seconds; a batch that takes less is timed a second time, since the first call of a network is slower."""
@@ -108,7 +104,5 @@ def _memory(device: torch.device, prepared: Prepared, samples: int) -> str:
     held = 4 * (VOLUMES + MOMENTS * (samples > 0)) * math.prod(prepared.source.shape)
     if device.type == "cuda":
         return f", {(torch.cuda.max_memory_allocated(device) + held) / 1e9:.1f} GB of its memory"
-    if resource is None:
-        return ""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return f", {(peak + held) / 1e9:.1f} GB of memory"

@@ -15,9 +15,9 @@ from pydantic import BaseModel, TypeAdapter
 from torch.nn.functional import pad
 
 from scanbridge.data.box import box_of, take, widened
-from scanbridge.data.cohort import ImageSpec
+from scanbridge.data.cohort import Cohort, ImageSpec
 from scanbridge.data.intensity import Scale, amplified, gain_to
-from scanbridge.errors import UserError
+from scanbridge.errors import UserError, nearest
 from scanbridge.files import read_json
 from scanbridge.methods.base import Draws, Fitted, Request, Translator, in_words, lengths, load_method
 from scanbridge.nets.precision import Precision, computing_in, precision_of
@@ -181,6 +181,30 @@ class Model:
             uncertainty=pad(draws.uncertainty[..., inner_rows, inner_columns], around),
             signals={name: pad(each[..., inner_rows, inner_columns], around) for name, each in draws.signals.items()},
         )
+
+    def refuse_table(self, table: Cohort, name: str) -> None:
+        """Refuse a cohort whose source or target is not the image that the run, called `name`, was trained on.
+
+        Raises
+        ------
+        UserError
+            For an image that is not there, or of another kind, window or ceiling: prediction and truth would be on two
+            scales.
+        """
+        source, target = self.common.task.source, self.common.task.targets[0]
+        for column in (source, target):
+            if column not in table.images:
+                raise UserError(
+                    f"{name} translates {source} to {target}; {table.path} has no image '{column}'",
+                    "a table with both",
+                    nearest(column, table.images),
+                )
+            if table.images[column] != self.specs[column]:
+                raise UserError(
+                    f"{table.path.with_suffix('.toml')}: images.{column} is not what {name} was trained on",
+                    f"kind = '{self.specs[column].kind}', with the same window or ceiling",
+                    "correct the TOML",
+                )
 
     def reconstruct(self, image: NDArray[np.float32], foreground: NDArray[np.bool_]) -> NDArray[np.float32] | None:
         """Give what a latent run's autoencoder makes of an image (D, H, W) by itself, cut as a translation is.

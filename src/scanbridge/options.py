@@ -68,8 +68,11 @@ class Options(Asked):
         )
 
     @property
+    def reads_style(self) -> bool:
+        """Whether the style is taken from a file, which may be the truth."""
+        return self.style is not None and Path(self.style).exists()
+
+    @property
     def named_style(self) -> str | None:
         """The name of the style, or the SHA-256 of the file that it is taken from."""
-        if self.style is None or not Path(self.style).exists():
-            return self.style
-        return sha256(Path(self.style))
+        return sha256(Path(self.style)) if self.style is not None and self.reads_style else self.style

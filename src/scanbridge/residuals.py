@@ -67,8 +67,7 @@ class Residuals:
         found: dict[str, list[Lesson]] = {}
         for row, base, _ in self._walk(rows, options):
             seen, truth = load_tensors(_seen_file(base))[0], load_truth(self.table, row, self.model, "model")
-            target = 2 * truth.target - 1 if truth.unit == "1" else truth.scale.encode(truth.target)
-            error = (torch.from_numpy(target) - seen["estimate"].float()).abs()
+            error = (torch.from_numpy(truth.encoded) - seen["estimate"].float()).abs()
             found.setdefault(row.subject, []).append(Lesson(seen, error, torch.from_numpy(truth.regions["foreground"])))
         return found
 
@@ -140,8 +139,8 @@ class Residuals:
     def _translated(self, row: Row, options: Options) -> tuple[Path, Volume]:
         """Translate a row unless that is done: the estimate and its raw signals; give the files' stem and the scan."""
         source = row.images[self.model.common.task.source]
-        mask = self.table.foreground_mask(row, self.model.common.task.source)
-        asked = options if mask is None else replace(options, foreground=row.masks[mask])
+        mask = self.table.foreground_file(row, self.model.common.task.source)
+        asked = options if mask is None else replace(options, foreground=mask)
         volume = read(source)
         base = self.folder / row.name / f"{stem(source)}_{self.target}"
         about = base.with_name(f"{base.name}.json")

@@ -305,7 +305,7 @@ def _no_picture(fitted: Fitted, images: int) -> None:
 
 
 def _picture(plan: Plan, case: Case, folder: Path, fitted: Fitted, images: int) -> None:
-    """Draw the middle slices of one case: source, what the network makes of it in one call, and the truth."""
+    """Draw the slice with the most foreground: source, what the network makes of it in one call, and the truth."""
     model = Model(
         common=plan.common,
         config=plan.config,
@@ -315,13 +315,14 @@ def _picture(plan: Plan, case: Case, folder: Path, fitted: Fitted, images: int) 
         specs=plan.cohort.images,
         scales={},
     )
-    middle = case.source.shape[0] // 2
-    thin = slice(middle - 3, middle + 4)
+    middle = int(np.sum(case.foreground, axis=(1, 2)).argmax())
+    thin = slice(max(0, middle - 3), middle + 4)
+    at = middle - thin.start
     source, foreground = amplified(case.source[thin], case.gain), np.array(case.foreground[thin])
     request = Request(target=plan.common.task.targets[0], subject="picture", product="one-call")
-    estimate = model.draw(source, foreground, request).volumes[0, 3].cpu().numpy()
+    estimate = model.draw(source, foreground, request).volumes[0, at].cpu().numpy()
     truth = case.targets.get(request.target)
-    strip = [source[3], estimate] + ([] if truth is None else [np.array(truth[middle], np.float32)])
+    strip = [source[at], estimate] + ([] if truth is None else [np.array(truth[middle], np.float32)])
     save_strip(folder / "pictures" / f"{images:08d}.png", strip)
 
 

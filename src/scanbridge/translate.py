@@ -90,10 +90,11 @@ def recipe(model: Model, target: str, content: str, options: Options) -> dict[st
     }
 
 
-def is_done(path: Path, wanted: dict[str, Any], *, overwrite: bool) -> bool:
+def is_done(path: Path, wanted: dict[str, Any], *, overwrite: bool | None) -> bool:
     """Say whether the translation at ``path`` (its JSON) is there and was made with just these settings.
 
     One that lacks nothing but the interval is not done, and is not refused either: nothing in it will change.
+    `overwrite` is None where the user has no such choice.
 
     Raises
     ------
@@ -102,7 +103,8 @@ def is_done(path: Path, wanted: dict[str, Any], *, overwrite: bool) -> bool:
     """
     if not path.is_file():
         return False
-    made = read_json(path, "use --overwrite to write it anew").get("recipe")
+    remedy = "use another --out" if overwrite is None else "use --overwrite, or another --out"
+    made = read_json(path, remedy).get("recipe")
     if made == wanted:
         return True
     if overwrite or made == {k: v for k, v in wanted.items() if k != "calibration"}:
@@ -112,7 +114,7 @@ def is_done(path: Path, wanted: dict[str, Any], *, overwrite: bool) -> bool:
     raise UserError(
         f"{path} was made with another '{differs}'",
         "the same weights and settings",
-        "use --overwrite, or another --out",
+        remedy,
     )
 
 
@@ -122,13 +124,14 @@ def translate_file(
     out: Path,
     options: Options,
     *,
-    overwrite: bool = False,
+    overwrite: bool | None = None,
     on_call: Callable[[int, int], None] = lambda call, calls: None,  # noqa: ARG005
     say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> bool:
     """Translate one file into the folder `out`; False where it was there already.
 
-    The JSON is written last: where it is, all is. A scan that is unlike those of the training is said.
+    The JSON is written last: where it is, all is. A scan that is unlike those of the training is said. `overwrite` as
+    `is_done` takes it.
     """
     target = chosen_target(model, options.target)
     volume = read(path)
@@ -218,7 +221,10 @@ def translate_all(
     What it will take is said before it starts.
     """
     part, parts = _shard(shard)
-    files = list(find_inputs(inputs).values())[part - 1 :: parts]
+    every = list(find_inputs(inputs).values())
+    if options.foreground is not None and len(every) > 1:
+        raise UserError(f"--foreground for {len(every)} scans", "the mask of one scan", "translate them one by one")
+    files = every[part - 1 :: parts]
     model = Model.open(run, device=device)
     target = chosen_target(model, options.target)
     say(f"{len(files)} scans, {model.common.task.source} -> {target} on {model.device}")

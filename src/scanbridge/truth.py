@@ -14,6 +14,7 @@ from scanbridge.data.foreground import foreground
 from scanbridge.data.grid import Grid, resample
 from scanbridge.data.intensity import Scale, scale_of
 from scanbridge.data.nifti import Volume, read
+from scanbridge.errors import UserError
 from scanbridge.metrics.draws import contrast, grain
 from scanbridge.model import Model
 from scanbridge.translation import foreground_of, grid_of
@@ -73,6 +74,11 @@ class Truth:
         """R of the metrics."""
         return 1.0 if self.unit == "1" else self.scale.range
 
+    @property
+    def encoded(self) -> Array:
+        """The target as networks see it, in [-1, 1]."""
+        return 2 * self.target - 1 if self.unit == "1" else self.scale.encode(self.target)
+
     def with_looks(self) -> Truth:
         """Give this truth with what measures grain, and the contrast of each marked region against its rim."""
         marked = [name for name in self.regions if f"not_{name}" in self.regions]
@@ -86,16 +92,25 @@ class Truth:
 
 
 def load_truth(table: Cohort, row: Row, model: Model, on: On) -> Truth:
-    """Read a subject's source, target and masks onto the grid where metrics are computed."""
+    """Read a subject's source, target and masks onto the grid where metrics are computed.
+
+    Raises
+    ------
+    UserError
+        If the target shows nothing of the source's foreground.
+    """
     source, target = model.common.task.source, model.common.task.targets[0]
     y, x = read(row.images[source]), read(row.images[target])
     body = source_foreground(table, row, source, y)
     grid = x.grid if on == "target" else grid_of(model, y)
     held, inside = resample(body.astype(np.float32), y.grid, grid, order=0)
     seen = inside & resample(x.data, x.grid, grid)[1]
+    regions = {"volume": seen, "foreground": (held > 0) & seen}
+    if not regions["foreground"].any():
+        what = f"{row.name}: no foreground of {source} where {target} is"
+        raise UserError(what, "scans that overlap", "see 'check', or leave the row out")
     scale = scale_of(table.images[target], x.data, resample(body.astype(np.float32), y.grid, x.grid, order=0)[0] > 0)
     source_scale = scale_of(table.images[source], y.data, body)
-    regions = {"volume": seen, "foreground": (held > 0) & seen}
     for name, spec in table.masks.items():
         if spec.role == "region" and name in row.masks:
             mask = read(row.masks[name], mask=True)
@@ -121,10 +136,8 @@ def load_truth(table: Cohort, row: Row, model: Model, on: On) -> Truth:
 
 def source_foreground(table: Cohort, row: Row, source: str, volume: Volume) -> NDArray[np.bool_]:
     """Give the source's foreground on its own grid: a mask with that role if the cohort has one, else computed."""
-    mask = table.foreground_mask(row, source)
-    if mask is None:
-        return foreground(volume.data, table.images[source].kind)
-    return foreground_of(row.masks[mask], volume)
+    mask = table.foreground_file(row, source)
+    return foreground(volume.data, table.images[source].kind) if mask is None else foreground_of(mask, volume)
 
 
 def in_metric_unit(values: NDArray[Any], scale: Scale) -> Array:

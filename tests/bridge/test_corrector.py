@@ -60,6 +60,15 @@ def test_a_correction_moves_each_slice_by_its_own_step(norm: Any, power: float) 
         torch.testing.assert_close(given[0, i], state[0, i] + gamma * direction[0, i], atol=1e-12, rtol=0)
 
 
+def test_windows_that_walk_by_themselves_are_corrected_each_as_alone() -> None:
+    process, t = brownian_bridge(), 0.3
+    state, source = random(2, 5, 1, 3, 4, 6)
+    given, _ = langevin(process, source, cap=0.02)(state, t, bend)
+    for i in range(5):
+        alone, _ = langevin(process, source[i], cap=0.02)(state[i], t, bend)
+        torch.testing.assert_close(given[i], alone, atol=1e-14, rtol=0)
+
+
 def test_the_cap_bounds_the_rms_move_of_a_slice_and_is_counted() -> None:
     process, t, cap = brownian_bridge(), 0.3, 0.02
     source = random(1, 3, 6, 6)

@@ -312,6 +312,7 @@ def test_the_effort_of_a_selection_is_that_of_its_draws():
     pair = made("rlbcd", selection={"draws": 3})
     effort = pair.module.translator(pair.config, pair.fitted).effort(Request(TARGET, "s"))
     assert effort.calls == effort.passes == pair.draw(volume(5)).calls == 24
+    assert (effort.images, effort.batch) == (1, pair.config.estimate.windows)
 
 
 def test_pooled_attention_is_said():

@@ -75,8 +75,7 @@ def judge_consistency(
     pair.config.draw.refuse_equal(Request(model.common.task.targets[0], "", "draw", samples=samples))
     table, rows = choose(model, cohort, split)
     for row in rows:
-        if not load_truth(table, row, model, on).regions["foreground"].any():
-            raise UserError(f"{row.name}: no foreground where the target is", "scans that overlap", "see 'check'")
+        load_truth(table, row, model, on)  # one without foreground is said before anything is drawn
     found = []
     for index, row in enumerate(rows):
 
@@ -130,12 +129,11 @@ def _sampled(table: Cohort, row: Row, model: Model, options: Options, on: On, to
     """Draw and judge one scan."""
     truth = load_truth(table, row, model, on)
     scale, name = model.scales[model.common.task.targets[0]], model.common.task.source
-    mask = table.foreground_mask(row, name)
     asked = Options(
         samples=options.samples,
         seed=options.seed,
         interval=False,
-        foreground=None if mask is None else row.masks[mask],
+        foreground=table.foreground_file(row, name),
         on="source" if on == "target" else "model",
     )
     qualities: list[dict[str, float]] = []

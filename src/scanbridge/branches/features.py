@@ -135,13 +135,9 @@ def _scan(table: Cohort, row: Row, model: Model, pair: Pair, time: float, *, pic
 def _on_model_grid(table: Cohort, row: Row, model: Model) -> tuple[Tensor, Tensor, Tensor, tuple[float, float]]:
     """Give source and target (1, D, H, W) in [-1, 1] and the foreground (D, H, W), cut as a translation is."""
     name = model.common.task.source
-    mask = table.foreground_mask(row, name)
-    prepared = prepare_source(model, read(row.images[name]), None if mask is None else row.masks[mask])
+    prepared = prepare_source(model, read(row.images[name]), table.foreground_file(row, name))
     truth = load_truth(table, row, model, "model")
-    source, target = prepared.source, 2 * truth.target - 1 if truth.unit == "1" else truth.scale.encode(truth.target)
-    body = truth.regions["foreground"]
-    if not body.any():
-        raise UserError(f"{row.name}: source and target do not overlap", "scans that do", "look at them with 'check'")
+    source, target, body = prepared.source, truth.encoded, truth.regions["foreground"]
     if model.source_median is not None:
         source = amplified(source, gain_to(model.source_median, source, prepared.foreground))
     box = box_of(prepared.foreground)

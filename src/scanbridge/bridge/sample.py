@@ -328,7 +328,7 @@ class Langevin:
     capped: int = field(default=0, init=False)
 
     def __call__(self, state: Tensor, t: float, denoise: Denoise) -> tuple[Tensor, Tensor | None]:
-        """Give the corrected state (C, D, H, W), and the estimate to reuse if asked."""
+        """Give the corrected state (..., C, D, H, W), and the estimate to reuse if asked."""
         estimate = None
         for _ in range(self.corrections):
             estimate = denoise(state, t)
@@ -336,9 +336,9 @@ class Langevin:
         return state, estimate if self.reuse else None
 
     def _move(self, direction: Tensor, t: float) -> Tensor:
-        size = direction[:, 0].numel()
+        size = direction[..., 0, :, :].numel() // math.prod(direction.shape[:-4])
         floor = 1e-3 * math.sqrt(size)
-        length = torch.sqrt((direction**2).sum(dim=(0, 2, 3), keepdim=True))
+        length = torch.sqrt((direction**2).sum(dim=(-4, -2, -1), keepdim=True))
         gain = math.sqrt(size) if self.norm == "code" else float(size)
         step = self.strength * self.increment(t) * gain / length.clamp(min=floor) ** 2
         longest = self.cap * math.sqrt(size) / length

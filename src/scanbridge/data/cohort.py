@@ -141,6 +141,11 @@ class Cohort:
         names = [name for name, spec in self.masks.items() if spec.role == "foreground" and name in row.masks]
         return min(names, key=lambda name: self.masks[name].on != image, default=None)
 
+    def foreground_file(self, row: Row, image: str) -> Path | None:
+        """Give the file of that mask."""
+        name = self.foreground_mask(row, image)
+        return None if name is None else row.masks[name]
+
 
 def read_cohort(path: str | Path) -> Cohort:
     """Read a cohort: the table, and the TOML of the same stem beside it.

@@ -65,7 +65,7 @@ def _bright(magnitude: NDArray[Any]) -> NDArray[np.bool_]:
 def _above_air(image: NDArray[Any]) -> float:
     """Give Otsu's lower threshold of three classes: with two, dim tissue goes to the air; infinite for two values."""
     try:
-        return float(threshold_multiotsu(image, classes=3)[0])  # type: ignore[no-untyped-call]
+        return float(threshold_multiotsu(image.ravel(), classes=3)[0])  # type: ignore[no-untyped-call]
     except ValueError:
         return np.inf
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from scanbridge.data.cohort import Cohort, Row
-from scanbridge.errors import UserError, nearest
+from scanbridge.errors import UserError
 from scanbridge.files import sha256
 from scanbridge.model import Model
 
@@ -23,20 +23,7 @@ def hold_together(models: Mapping[str, Model], table: Cohort) -> None:
         if _procedure(other) != _procedure(model):
             what = f"{name} and {first} differ in more than their split"
             raise UserError(what, "folds of one cross-validation", "one set of runs at a time")
-    source, target = model.common.task.source, model.common.task.targets[0]
-    for column in (source, target):
-        if column not in table.images:
-            raise UserError(
-                f"{first} translates {source} to {target}; {table.path} has no image '{column}'",
-                "a table with both",
-                nearest(column, table.images),
-            )
-        if table.images[column] != model.specs[column]:
-            raise UserError(
-                f"{table.path.with_suffix('.toml')}: images.{column} is not what {first} was trained on",
-                f"kind = '{model.specs[column].kind}', with the same window or ceiling",
-                "correct the TOML",
-            )
+    model.refuse_table(table, str(first))
 
 
 def _procedure(model: Model) -> tuple[Any, ...]:

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scanbridge.data.grid import Grid, model_grid, resample
+from scanbridge.data.grid import model_grid, resample
 from scanbridge.data.intensity import Scale
 from scanbridge.data.nifti import read
-from scanbridge.display import DISPLAY, look
+from scanbridge.display import DISPLAY, display_spacing, look
 from scanbridge.downstream.learn import ARMS
 from scanbridge.downstream.plan import Plan
 from scanbridge.downstream.results import FLOOR, Folded, Results, arm_name
@@ -68,7 +68,7 @@ def worst_subjects(plan: Plan, predictions: pd.DataFrame, samples: Sequence[Samp
 
 
 def _pictured(plan: Plan, sample: Sample, lines: pd.DataFrame, out: Path) -> Pictured:
-    turned = model_grid(sample.grid, spacing=_spacing_in(sample.grid), orientation=DISPLAY)
+    turned = model_grid(sample.grid, spacing=display_spacing(sample.grid), orientation=DISPLAY)
 
     def there(values: NDArray[Any]) -> NDArray[np.float32]:
         return resample(values.astype(np.float32), sample.grid, turned)[0]
@@ -113,10 +113,3 @@ def _score(plan: Plan, line: Mapping[str, Any] | pd.Series[Any]) -> str:
     if plan.classes:
         return f"{line['predicted']} ({line['probability_' + str(line['predicted'])]:.2f})"
     return "no mask" if pd.isna(line["dice"]) else f"Dice {line['dice']:.2f}"
-
-
-def _spacing_in(grid: Grid) -> tuple[float, float, float]:
-    """Give the spacing in display order."""
-    letters = {"S": 0, "I": 0, "A": 1, "P": 1, "L": 2, "R": 2}
-    at = {letters[letter]: step for letter, step in zip(grid.orientation, grid.spacing, strict=True)}
-    return at[0], at[1], at[2]

@@ -177,8 +177,7 @@ def _sample(plan: Plan, row: Row, case: Case, made: tuple[Volume, Scale], field:
 def _translated(plan: Plan, row: Row, out: Path, calling: Callable[[int, int], None]) -> tuple[Volume, Scale]:
     """Give the estimate of a row on the model grid of its run, and the scale that it was written on."""
     model, (source, target) = plan.models[plan.by[row.name]], plan.names
-    mask = plan.table.foreground_mask(row, source)
-    options = Options(on="model", interval=False, foreground=None if mask is None else row.masks[mask])
+    options = Options(on="model", interval=False, foreground=plan.table.foreground_file(row, source))
     folder = out / row.name  # scans of several people may have one file name
     translate_file(model, row.images[source], folder, options, on_call=calling)
     base = folder / f"{stem(row.images[source])}_{target}"

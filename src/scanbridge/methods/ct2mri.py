@@ -89,6 +89,10 @@ def style_key(image: Tensor) -> Tensor:
 def stages(config: Config, targets: Sequence[str]) -> tuple[Stage, ...]:
     """Give the stages; the statistics are the style keys and source histograms of the training cases."""
     target = one_target("ct2mri", targets)
+    for table, settings in (("estimate", config.estimate), ("draw", config.draw)):
+        if settings.stride > 1 and not config.coprediction:
+            what = f"{table}.stride = {settings.stride} for windows that walk by themselves"
+            raise UserError(what, "1", f"set {table}.stride = 1, or coprediction = true")
 
     def keys(cases: Sequence[TrainingCase], before: Fitted) -> Statistics:  # noqa: ARG001  (there is none before)
         return {
@@ -103,7 +107,9 @@ def stages(config: Config, targets: Sequence[str]) -> tuple[Stage, ...]:
             blind = blind | (noise.uniform() < config.style.average)
         return torch.where(blind[:, None, None], average_key(every), every[batch.case])
 
-    return window_stages(config, target, Tokens(N_BINS, told, keys) if config.style.use else Tokens())
+    tokens = Tokens(N_BINS, told, keys) if config.style.use else Tokens()
+    corrector = langevin(config, torch.zeros(1, 1, 1, 1)) if config.correction.corrections else None
+    return window_stages(config, target, tokens, corrector)
 
 
 def translator(config: Config, fitted: Fitted) -> Translator:
@@ -150,7 +156,7 @@ def style_tokens(config: Config, statistics: Statistics, source: Tensor, style: 
         # Wasserstein-1 between histograms of one support is the L1 distance of their cumulative sums
         distance = (statistics["source_keys"][:, 1].cpu() - style_key(source)[1]).abs().sum(dim=1)
         return keys[int(distance.argmin())]
-    raise UserError(f"--style {style}", "average, nearest, own, or a file", nearest(style, [*STYLES, "own"]))
+    raise UserError(f"--style {style}", "average, nearest, or a file", nearest(style, STYLES))
 
 
 def average_key(keys: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from scanbridge.errors import UserError
 from scanbridge.methods.autoencoding import Residual, Role, autoencoder_of, images_of, residual_image
 from scanbridge.methods.base import Batch, Fitted, Statistics, TrainingCase
 from scanbridge.nets.autoencoder import Autoencoder, AutoencoderConfig
+from scanbridge.nets.precision import wide
 from scanbridge.nets.strides import crop, pad
 
 SLICES = 8
@@ -85,7 +86,7 @@ class Latents:
 
     def _scaled(self, role: Role, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Give a latent in float32 at least, with its mean and sd alike: a walk's state is not rounded to bfloat16."""
-        latent = latent.to(torch.promote_types(latent.dtype, torch.float32))
+        latent = wide(latent)
         mean, sd = (part[:, None, None].to(latent) for part in self.scales[role])
         return latent, mean, sd
 

@@ -39,7 +39,7 @@ from scanbridge.methods.consistency import Consistency, consistency_stage, fusio
 from scanbridge.methods.latent import LatentItems, Latents, by_slices, fit_latents, reconstruct
 from scanbridge.methods.pairing import Ending, maps_between, paired_noise, walked_noise
 from scanbridge.methods.selection import End, Selection, kept, together
-from scanbridge.methods.walks import Bridge, Walk, bridge_denoiser, draw_times, embedded_time
+from scanbridge.methods.walks import Bridge, Walk, bridge_denoiser, draw_times, embedded_time, rehearse
 from scanbridge.methods.windows import Network, masked_loss, one_target
 from scanbridge.nets.dual import Branch, DualConfig, Features
 from scanbridge.nets.pair import PairNet
@@ -141,6 +141,7 @@ def stages(config: Config, targets: Sequence[str]) -> tuple[Stage, ...]:
     """
     target = one_target("rlbcd", targets)
     _refuse_impossible(config)
+    rehearse({"estimate": config.estimate, "draw": config.draw}, config.bridge)
 
     def fit(cases: Sequence[TrainingCase], before: Fitted) -> Statistics:
         return fit_latents(cases, before, target, config.residual)
@@ -260,7 +261,7 @@ class Pair:
         """Give what one volume of the request's product costs."""
         settings, n = self._walk(request), self.config.selection.draws if self._selects(request) else 1
         nodes = len(settings.times(self.config.bridge, self.config.bridge.residual_scale)) - 1
-        return Effort(settings.calls, nodes, n * nodes, n * nodes, settings.windows)
+        return Effort(settings.calls, nodes, n * nodes, n * nodes, batch=settings.windows)
 
     def _selects(self, request: Request) -> bool:
         """Say whether the product is chosen from several draws."""

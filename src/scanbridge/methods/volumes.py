@@ -15,7 +15,6 @@ from torch import Tensor
 from scanbridge.bridge.noise import NoiseSource
 from scanbridge.bridge.sample import Corrector
 from scanbridge.bridge.volume import Lift, Overlap, Windows
-from scanbridge.errors import UserError
 from scanbridge.methods.base import Draws, Effort, Fitted, Request
 from scanbridge.methods.regressing import regression_denoiser
 from scanbridge.methods.window_bridge import WindowBridge, window_denoiser
@@ -190,9 +189,6 @@ class _Separate:
         last: float = 1.0,  # noqa: ARG002  (no stride, no cycle)
         residual: bool = False,
     ) -> None:
-        if settings.stride > 1:
-            what = f"stride = {settings.stride} for windows that walk by themselves"
-            raise UserError(what, "stride = 1", "set it so, or coprediction = true")
         self._like, self._radius = seen[:1], radius
         self._cover = Windows(seen.shape[1], radius)
         self._batch, self._denoise = settings.windows, denoise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -161,6 +161,41 @@ class Walk(Strict):
             corrector=corrector,
             on_step=None if on_call is None else lambda step: on_call(step.call, step.calls),
         )
+
+
+def rehearse(
+    walks: Mapping[str, Walk], bridge: Bridge, *, residual: bool = False, corrector: Corrector | None = None
+) -> None:
+    """Walk a single 0 with a network that says 0, so that what no walk can do is said before anything is trained.
+
+    Parameters
+    ----------
+    walks
+        By the name of their table.
+    bridge
+        What is walked.
+    residual
+        Of a bridge from 0, whose network is not asked at t = 1.
+    corrector
+        As the walk takes it.
+
+    Raises
+    ------
+    UserError
+        As `bridge.sample.walk` and `bridge.parametrize.decode` do, with the name of the table.
+    """
+    nothing = torch.zeros(1, 1, 1, 1)
+    silent = bridge_denoiser(bridge, lambda state, source, t: torch.zeros_like(state))  # noqa: ARG005
+
+    def denoise(state: Tensor, t: float) -> Tensor:
+        return nothing if residual and t == 1 else silent(state, nothing, t)
+
+    for table, settings in walks.items():
+        sd = bridge.residual_scale
+        try:
+            settings.take(denoise, bridge, nothing, lambda _: nothing, residual_scale=sd, corrector=corrector)
+        except UserError as error:
+            raise UserError(f"[{table}] {error.what}", error.expected, error.remedy) from error
 
 
 def bridge_denoiser(

@@ -18,6 +18,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from scanbridge.bridge.noise import ItemNoise
+from scanbridge.bridge.sample import Corrector
+from scanbridge.bridge.volume import Windows
 from scanbridge.errors import UserError
 from scanbridge.methods.base import Batch, Fitted, Item, Stage
 from scanbridge.methods.regressing import (
@@ -29,7 +31,7 @@ from scanbridge.methods.regressing import (
     regression_stage,
     training_estimate,
 )
-from scanbridge.methods.walks import Bridge, bridge_denoiser, draw_times, embedded_time
+from scanbridge.methods.walks import Bridge, bridge_denoiser, draw_times, embedded_time, rehearse
 from scanbridge.methods.windows import Network, WindowNet, WindowWalk, masked_loss
 from scanbridge.strict import Strict
 
@@ -48,8 +50,23 @@ class WindowBridge(Strict):
     draw: WindowWalk = WindowWalk()
 
 
-def window_stages(config: WindowBridge, target: str, tokens: Tokens = NO_TOKENS) -> tuple[Stage, ...]:
-    """Give the stages: the regression where there is one, those of the folds where there are any, and the bridge."""
+def window_stages(
+    config: WindowBridge, target: str, tokens: Tokens = NO_TOKENS, corrector: Corrector | None = None
+) -> tuple[Stage, ...]:
+    """Give the stages: the regression where there is one, those of the folds where there are any, and the bridge.
+
+    Raises
+    ------
+    UserError
+        For what cannot be trained or walked.
+    """
+    walks = {"estimate": config.estimate, "draw": config.draw}
+    for table, settings in walks.items():
+        try:
+            Windows(1, config.radius, settings.ends, settings.stride)
+        except UserError as error:
+            raise UserError(f"[{table}] {error.what}", error.expected, error.remedy) from error
+    rehearse(walks, config.bridge, residual=config.regression.use, corrector=corrector)
     first, bridge = config.regression, _bridge_stage(config, target, tokens)
     if first.folds and (first.folds == 1 or not first.use):
         raise UserError(

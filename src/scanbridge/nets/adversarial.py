@@ -19,6 +19,7 @@ from torch.func import functional_call
 
 from scanbridge.nets.autoencoder import Autoencoder, Reconstruction
 from scanbridge.nets.discriminator import Discriminator
+from scanbridge.nets.precision import wide
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 
@@ -104,7 +105,7 @@ def reconstruction_loss(
     if valid is not None:
         made = torch.where(valid > 0, made, image)
     known = image.numel() if valid is None else valid.expand_as(image).sum().clamp(min=1)
-    loss = _wide(made - image).abs().sum() / known
+    loss = wide(made - image).abs().sum() / known
     return loss if perceptual is None else loss + perceptual_weight * perceptual(made, image).mean()
 
 
@@ -118,7 +119,7 @@ def generator_loss(discriminator: nn.Module, made: Tensor) -> Tensor:
     """Give minus the mean logit of made images (B, C, *S): no gradient reaches the discriminator's weights."""
     frozen = {name: weight.detach() for name, weight in discriminator.named_parameters()}
     logits: Tensor = functional_call(discriminator, frozen, (made,))
-    return -_wide(logits).mean()
+    return -wide(logits).mean()
 
 
 def hinge(real: Tensor, fake: Tensor) -> Tensor:
@@ -129,7 +130,7 @@ def hinge(real: Tensor, fake: Tensor) -> Tensor:
     >>> hinge(torch.tensor([0.0]), torch.tensor([0.0])).item()
     1.0
     """
-    return 0.5 * ((1 - _wide(real)).relu().mean() + (1 + _wide(fake)).relu().mean())
+    return 0.5 * ((1 - wide(real)).relu().mean() + (1 + wide(fake)).relu().mean())
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: Tensor, *, cap: float = 100.0) -> Tensor:
@@ -141,11 +142,6 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: Tensor, *
     norms: list[Tensor] = []
     for loss in (reconstruction, adversarial):
         (gradient,) = torch.autograd.grad(loss, last, retain_graph=True)
-        norms.append(_wide(gradient).norm())
+        norms.append(wide(gradient).norm())
     weight: Tensor = norms[0] / (norms[1] + 1e-4)
     return weight.clamp(max=cap)
-
-
-def _wide(values: Tensor) -> Tensor:
-    """Give `values` in float32, or in float64 if they are."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))

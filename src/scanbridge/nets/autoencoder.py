@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from scanbridge.nets.levels import AutoencoderConfig, decoder, encoder
+from scanbridge.nets.precision import wide
 from scanbridge.nets.quantise import Codebook
 from scanbridge.nets.strides import crop, pad
 
@@ -139,6 +140,5 @@ class Autoencoder(nn.Module):
 
 def kl_per_element(mean: Tensor, log_variance: Tensor) -> Tensor:
     """Give the divergence of N(mean, variance) from N(0, 1) in nats, element by element, in float32 at least."""
-    wide = torch.promote_types(mean.dtype, torch.float32)
-    mean, log_variance = mean.to(wide), log_variance.to(wide)
+    mean, log_variance = wide(mean), wide(log_variance)
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)

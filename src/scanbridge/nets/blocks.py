@@ -148,8 +148,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, _: Condition = NOTHING) -> Tensor:
         """Give the new map."""
-        positions = _positions(self.norm(x))
-        return x + _map(self.attention(positions, positions), x)
+        seen = positions(self.norm(x))
+        return x + as_map(self.attention(seen, seen), x)
 
 
 class Transformer(nn.Module):
@@ -175,24 +175,24 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, condition: Condition = NOTHING) -> Tensor:
         """Give the new map."""
-        h = self.project(_positions(self.norm(x)))
+        h = self.project(positions(self.norm(x)))
         normed = self.norm_self(h)
         h = h + self.attend_self(normed, normed)
         if condition.tokens is not None:
             h = h + self.attend_tokens(self.norm_tokens(h), condition.tokens)
         value, gate = self.widen(self.norm_mlp(h)).chunk(2, dim=2)
         h = h + self.narrow(value * F.gelu(gate))
-        return x + _map(self.last(h), x)
+        return x + as_map(self.last(h), x)
 
 
-def _positions(x: Tensor) -> Tensor:
+def positions(x: Tensor) -> Tensor:
     """(B, C, *S) -> (B, N, C): no copy where the map is channels-last."""
     return x.flatten(2).transpose(1, 2)
 
 
-def _map(positions: Tensor, like: Tensor) -> Tensor:
+def as_map(x: Tensor, like: Tensor) -> Tensor:
     """(B, N, C) -> (B, C, *S), a channels-last view."""
-    return positions.transpose(1, 2).reshape(like.shape)
+    return x.transpose(1, 2).reshape(like.shape)
 
 
 def silu(x: Tensor) -> Tensor:

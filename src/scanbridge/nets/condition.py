@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scanbridge.nets.precision import wide
+
 
 class Condition(NamedTuple):
     """What every block hears: the embedding ``vector (B, E)`` of time and vector, and ``tokens (B, L, K)``."""
@@ -36,7 +38,7 @@ def sinusoid(t: Tensor, channels: int, *, max_period: float = 1e4) -> Tensor:
     -------
     (B, `channels`), float64 for a float64 `t`, else float32: an angle of 999 has no digits to lose.
     """
-    t = t.to(torch.promote_types(t.dtype, torch.float32))
+    t = wide(t)
     exponents = torch.arange(channels // 2, device=t.device, dtype=t.dtype) / (channels // 2)
     angles = t[:, None] * torch.exp(-math.log(max_period) * exponents)
     return torch.cat([angles.cos(), angles.sin()], dim=1)

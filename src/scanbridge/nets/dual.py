@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from scanbridge.errors import UserError
-from scanbridge.nets.blocks import CONV
+from scanbridge.nets.blocks import CONV, as_map, positions
 from scanbridge.nets.layout import Counts
 from scanbridge.nets.unet import UNet, UNetConfig, Way
 
@@ -174,15 +174,15 @@ class ComplementaryAttention(nn.Module):
 
     def forward(self, enhanced: Tensor, residual: Tensor) -> Tensor:
         """Give the new map."""
-        asking = _positions(self.norm_enhanced(enhanced))
-        asked = _positions(_fewer(self.norm_residual(residual), self.max_tokens))
+        asking = positions(self.norm_enhanced(enhanced))
+        asked = positions(_fewer(self.norm_residual(residual), self.max_tokens))
         query, key, value = (
             part.unflatten(2, (self.heads, -1)).transpose(1, 2)
             for part in (self.query(asking), self.key(asked), self.value(asked))  # eq. 9
         )
         mixed = F.scaled_dot_product_attention(query, key, value)  # eq. 10
         mixed = mixed.transpose(1, 2).flatten(2)
-        return _map(mixed, enhanced) if self.out is None else enhanced + _map(self.out(mixed), enhanced)
+        return as_map(mixed, enhanced) if self.out is None else enhanced + as_map(self.out(mixed), enhanced)
 
 
 class Sum(nn.Module):
@@ -273,7 +273,7 @@ def feature_similarity(features: Features, kind: Literal["cosine", "cka"] = "cka
     """
     measure = _cka if kind == "cka" else _cosine
     return {
-        (way, scale): measure(_positions(x).double(), _positions(features["enhanced", way, scale]).double())
+        (way, scale): measure(positions(x).double(), positions(features["enhanced", way, scale]).double())
         for (branch, way, scale), x in features.items()
         if branch == "residual"
     }
@@ -312,16 +312,6 @@ def _attenders(config: DualConfig) -> dict[str, nn.Module]:
         else ComplementaryAttention(width, head, groups, max_tokens=config.max_tokens, literal=literal)
         for scale, width in config.widths.items()
     }
-
-
-def _positions(x: Tensor) -> Tensor:
-    """(B, C, *S) -> (B, N, C): no copy where the map is channels-last."""
-    return x.flatten(2).transpose(1, 2)
-
-
-def _map(positions: Tensor, like: Tensor) -> Tensor:
-    """(B, N, C) -> (B, C, *S), a channels-last view."""
-    return positions.transpose(1, 2).reshape(like.shape)
 
 
 def _fewer(x: Tensor, max_tokens: int) -> Tensor:

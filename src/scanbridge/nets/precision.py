@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 Precision = Literal["32-true", "bf16-mixed"]
 """As Lightning Fabric names them: all in float32, or convolutions and products of matrices in bfloat16."""
@@ -26,3 +27,8 @@ def precision_of(name: Precision | Literal["auto"], device: torch.device) -> Pre
 def computing_in(precision: Precision, device: torch.device) -> torch.autocast:
     """Give the context in which networks compute in a precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
+
+
+def wide(values: Tensor) -> Tensor:
+    """Give `values` in float32, or in float64 if they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

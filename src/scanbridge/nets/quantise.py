@@ -18,6 +18,7 @@ import torch.nn.functional as F  # noqa: N812 (the name that the field knows)
 from torch import Tensor, nn
 
 from scanbridge.errors import UserError
+from scanbridge.nets.precision import wide
 
 _PAIRS = 2**22  # distances at a time: 16 MiB of float32
 _RECENT = 100  # updates
@@ -90,7 +91,7 @@ class Codebook(nn.Module):
     def forward(self, latent: Tensor) -> Quantised:
         """Give the nearest codes of a latent (B, C, *S), and the two terms of the loss, in float32 at least."""
         codes = self.nearest(latent)
-        z, e = _wide(latent), _map(_wide(F.embedding(codes, self.weight)))
+        z, e = wide(latent), _map(wide(F.embedding(codes, self.weight)))
         commitment = (z - e.detach()).square().mean()
         codebook = commitment.new_zeros(()) if self.moving_average else (z.detach() - e).square().mean()
         through = e.detach() + (z - z.detach())  # exactly e, where z + (e - z) is e but for rounding
@@ -179,14 +180,9 @@ def perplexity(counts: Tensor) -> Tensor:
     return torch.exp(torch.special.entr(p).sum())
 
 
-def _wide(values: Tensor) -> Tensor:
-    """Give `values` in float32, or in float64 if they are."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
 def _positions(latent: Tensor) -> Tensor:
     """(B, C, *S) -> (N, C), without gradient: no copy of a float32 map in channels-last."""
-    return _wide(latent.detach().movedim(1, -1).flatten(0, -2))
+    return wide(latent.detach().movedim(1, -1).flatten(0, -2))
 
 
 def _map(vectors: Tensor) -> Tensor:

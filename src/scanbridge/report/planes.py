@@ -18,7 +18,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
-from scanbridge.report.picture import Picture, png
+from scanbridge.report.picture import Picture, box_around, png
 
 Volume = npt.NDArray[np.floating[Any]]
 Mask = npt.NDArray[np.bool_]
@@ -135,7 +135,7 @@ def cut(
     outline
         Draw the foreground's edge.
     """
-    centre, box = at or _middle(foreground), _box(foreground)
+    centre, box = at or _middle(foreground), box_around(foreground)
 
     def planes(volume: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
         return {plane: _cut(volume, plane, box, centre) for plane in PLANES}
@@ -259,15 +259,6 @@ def _short(value: float, unit: str = "") -> str:
     return text.replace("-", _MINUS) + (f" {unit}" if unit not in {"", "1"} else "")
 
 
-def _box(foreground: Mask, margin: int = 3) -> tuple[slice, slice, slice]:
-    spans = []
-    for axis, size in enumerate(foreground.shape):
-        held = np.flatnonzero(foreground.any(axis=tuple(i for i in range(3) if i != axis)))
-        first, last = (int(held[0]), int(held[-1])) if held.size else (0, size - 1)
-        spans.append(slice(max(0, first - margin), min(size, last + margin + 1)))
-    return spans[0], spans[1], spans[2]
-
-
 def _middle(foreground: Mask) -> tuple[int, int, int]:
-    d, h, w = ((span.start + span.stop) // 2 for span in _box(foreground, margin=0))
+    d, h, w = ((span.start + span.stop) // 2 for span in box_around(foreground, margin=0))
     return d, h, w

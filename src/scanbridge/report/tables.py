@@ -253,7 +253,8 @@ def _legend(lines: Sequence[Line]) -> tuple[str, ...]:
     legend = "Mean over patients, beneath it the 95 % bootstrap interval (BCa, 10,000 resamples of patients)."
     if any(cell.best for line in lines for cell in line.cells):
         legend += " Bold: best of its column, and the paired interval against the next best excludes 0."
-    shown = dict.fromkeys(line.head for line in lines if line.head in REFERENCES)
+    heads = [line.head for line in lines]
+    shown = [name for name in REFERENCES if any(head == name or head.endswith(f":{name}") for head in heads)]
     return (legend, *(f"{name}: {REFERENCES[name]}." for name in shown))
 
 

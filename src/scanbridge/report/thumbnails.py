@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
-from scanbridge.report.picture import Picture
+from scanbridge.report.picture import Picture, box_around
 
 _EDGE = 255  # the last of 256 colours; the others are greys
 _COLOURS = [*(level for grey in range(_EDGE) for level in (grey, grey, grey)), 125, 211, 168]
@@ -30,7 +30,7 @@ def thumbnail(volume: npt.NDArray[Any], foreground: npt.NDArray[np.bool_], *, al
     alt
         What is shown, in words.
     """
-    box = _box(foreground)
+    box = box_around(foreground)
     d, h, w = ((span.start + span.stop) // 2 for span in box)
     planes = [(d, box[1], box[2]), (box[0], h, box[2]), (box[0], box[1], w)]
     largest = max(span.stop - span.start for span in box)
@@ -68,13 +68,3 @@ def _centred(picture: npt.NDArray[np.uint8], tall: int) -> npt.NDArray[np.uint8]
     """Put black above and below."""
     above = (tall - picture.shape[0]) // 2
     return np.pad(picture, ((above, tall - picture.shape[0] - above), (0, 0)))
-
-
-def _box(foreground: npt.NDArray[np.bool_], margin: int = 3) -> tuple[slice, slice, slice]:
-    """Give the box of the foreground with some air around it, or all where there is none."""
-    spans = []
-    for axis, size in enumerate(foreground.shape):
-        held = np.flatnonzero(foreground.any(axis=tuple(i for i in range(3) if i != axis)))
-        first, last = (int(held[0]), int(held[-1])) if held.size else (0, size - 1)
-        spans.append(slice(max(0, first - margin), min(size, last + margin + 1)))
-    return spans[0], spans[1], spans[2]

@@ -85,7 +85,7 @@ class Train(Strict):
     clip: float = Field(default=1.0, gt=0)
     accumulate: int = Field(default=1, gt=0)
     ema: float = Field(default=0.999, ge=0, lt=1, description="decay per update, after a warm-up")
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     keep: Literal["last", "best"] = Field(
         default="last", description="weights of the end, or of the checkpoint with the lowest loss on the val subjects"
