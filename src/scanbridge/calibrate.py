@@ -78,7 +78,7 @@ def calibrate_run(
     val = [row for row in _pairs(table, model) if parts.get(sha256(row.images[target])) == "val"]
     names = _with_val(names, len({row.subject for row in val}), named=signal, say=say)
     for row in (*val, *rows):
-        _look(table, row, model)
+        load_truth(table, row, model, "target")  # one without foreground is said before anything is translated
     with locked(run):
         steps = len(rows) + len(val) * (1 + (HEAD in names)) + (HEAD in names)
         residuals = Residuals(table, model, run / FOLDER, on_progress, steps, say)
@@ -210,18 +210,6 @@ def _untouched(table: Cohort, model: Model, parts: Mapping[str, str], split: str
             if other.subject != row.subject:
                 raise UserError(f"{what} is the scan of {other.name} too", "each patient once", "leave one out")
     return rows
-
-
-def _look(table: Cohort, row: Row, model: Model) -> None:
-    """Refuse a row without foreground, before anything is translated."""
-    try:
-        if load_truth(table, row, model, "target").regions["foreground"].any():
-            return
-    except UserError as error:
-        raise UserError(f"{row.name}: {error.what}", error.expected, error.remedy) from error
-    raise UserError(
-        f"{row.name}: the foreground is empty on the target's grid", "scans that overlap", "look at them with 'check'"
-    )
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class Guidance(Strict):
     )
     scales: list[PositiveInt] = Field(default=[1, 2, 4], description="levels that are joined, by downsample factor")
     detach: bool = Field(default=False, description="keep the enhanced branch's loss from training the residual branch")
-    max_tokens: int = Field(default=1024, gt=0, description="positions beyond which keys and values are averaged")
+    max_tokens: int = Field(default=512, gt=0, description="positions beyond which keys and values are averaged")
 
 
 class PairWalk(Walk):
