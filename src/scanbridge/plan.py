@@ -72,9 +72,8 @@ def plan_run(config: Path, cohort: Path, settings: Sequence[str] = ()) -> Plan:
     split = choose_split(table, **common.split.model_dump())
     plan = Plan(common, method, validate(method.Config, own, str(config)), table, split)
     _refuse_unseen_mirrors(plan.config.model_dump(), common.train.augment.flip)
-    stages = plan.method.stages(plan.config, common.task.targets)
     with torch.device("meta"):  # networks of shapes alone: what does not fit together is said before anything is made
-        for stage in stages:
+        for stage in plan.method.stages(plan.config, common.task.targets):
             stage.build()
     if common.task.source in common.task.targets:
         raise UserError(f"task.targets names the source '{common.task.source}'", "another image", "check [task]")

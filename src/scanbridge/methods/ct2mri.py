@@ -108,7 +108,7 @@ def stages(config: Config, targets: Sequence[str]) -> tuple[Stage, ...]:
         return torch.where(blind[:, None, None], average_key(every), every[batch.case])
 
     tokens = Tokens(N_BINS, told, keys) if config.style.use else Tokens()
-    corrector = langevin(config, torch.zeros(1, 1, 1, 1)) if config.correction.corrections else None
+    corrector = langevin(config, torch.zeros(1, 1, 1, 1, device="cpu")) if config.correction.corrections else None
     return window_stages(config, target, tokens, corrector)
 
 

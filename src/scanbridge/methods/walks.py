@@ -184,7 +184,7 @@ def rehearse(
     UserError
         As `bridge.sample.walk` and `bridge.parametrize.decode` do, with the name of the table.
     """
-    nothing = torch.zeros(1, 1, 1, 1)
+    nothing = torch.zeros(1, 1, 1, 1, device="cpu")
     silent = bridge_denoiser(bridge, lambda state, source, t: torch.zeros_like(state))  # noqa: ARG005
 
     def denoise(state: Tensor, t: float) -> Tensor:
@@ -193,7 +193,8 @@ def rehearse(
     for table, settings in walks.items():
         sd = bridge.residual_scale
         try:
-            settings.take(denoise, bridge, nothing, lambda _: nothing, residual_scale=sd, corrector=corrector)
+            with torch.device("cpu"):  # whatever device the caller builds networks on
+                settings.take(denoise, bridge, nothing, lambda _: nothing, residual_scale=sd, corrector=corrector)
         except UserError as error:
             raise UserError(f"[{table}] {error.what}", error.expected, error.remedy) from error
 
