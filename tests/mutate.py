@@ -80,7 +80,11 @@ FAULTS = [
     Fault("corrector: cap ignored", "sample", "torch.minimum(step, longest)", "step", "corrector"),
     Fault("corrector: no floor", "sample", "floor = 1e-3 *", "floor = 0.0 *", "corrector"),
     Fault("corrector: reuse ignored", "sample", "estimate if self.reuse else None", "None", "corrector"),
-    Fault("corrector: norm of the volume", "sample", "dim=(0, 2, 3)", "dim=(0, 1, 2, 3)", "ista"),
+    Fault("corrector: norm of the volume", "sample", "dim=(-4, -2, -1)", "dim=(-4, -3, -2, -1)", "ista"),
+    Fault("corrector: one step for all windows", "sample", "dim=(-4, -2, -1)", "dim=(0, -2, -1)", "corrector"),
+    Fault("foreground: dim tissue is air", "foreground", "classes=3)[0]", "classes=3)[1]", "foreground", "data"),
+    Fault("foreground: clean air is empty", "foreground", "0.001 * top", "0.01 * top", "foreground", "data"),
+    Fault("rehearsal: left out", "window_bridge", "    rehearse(walks,", "    (lambda *a, **k: None)(walks,", *OF_LAWS),
     Fault("corrector: norms swapped", "sample", 'if self.norm == "code"', 'if self.norm != "code"', "ista"),
     Fault(
         "windows: one slice late", "volume", "self.centres[index] - self", "self.centres[index] + 1 - self", "volume"

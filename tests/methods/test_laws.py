@@ -270,6 +270,13 @@ def test_every_prediction_trains_and_walks(name, predict):
     assert bridge.draw(volume(6)).volumes.isfinite().all()
 
 
+@pytest.mark.parametrize("name", [*BRIDGES, "rlbcd"])
+@pytest.mark.parametrize("walk", [{"eta": 0.5}, {"order": 2}, {"variance": "residual"}])
+def test_what_no_walk_can_do_is_said_before_training(name, walk):
+    with pytest.raises(UserError, match=r"^\[estimate\] "):
+        made(name, estimate={"walk": "mean_path", **walk})
+
+
 @pytest.mark.parametrize("name", SPREADING)
 def test_one_call_is_one_call(name):
     bridge = made(name)
