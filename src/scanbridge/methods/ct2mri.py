@@ -89,7 +89,7 @@ def style_key(image: Tensor) -> Tensor:
 def stages(config: Config, targets: Sequence[str]) -> tuple[Stage, ...]:
     """Give the stages; the statistics are the style keys and source histograms of the training cases."""
     target = one_target("ct2mri", targets)
-    for table, settings in (("estimate", config.estimate), ("draw", config.draw)):
+    for table, settings in config.walks.items():
         if settings.stride > 1 and not config.coprediction:
             what = f"{table}.stride = {settings.stride} for windows that walk by themselves"
             raise UserError(what, "1", f"set {table}.stride = 1, or coprediction = true")

@@ -49,6 +49,11 @@ class WindowBridge(Strict):
     estimate: WindowWalk = WindowWalk(walk="mean_path", calls=4, grid="linear", start="source")
     draw: WindowWalk = WindowWalk()
 
+    @property
+    def walks(self) -> dict[str, WindowWalk]:
+        """The walks by the name of their table."""
+        return {"estimate": self.estimate, "draw": self.draw}
+
 
 def window_stages(
     config: WindowBridge, target: str, tokens: Tokens = NO_TOKENS, corrector: Corrector | None = None
@@ -60,13 +65,12 @@ def window_stages(
     UserError
         For what cannot be trained or walked.
     """
-    walks = {"estimate": config.estimate, "draw": config.draw}
-    for table, settings in walks.items():
+    for table, settings in config.walks.items():
         try:
             Windows(1, config.radius, settings.ends, settings.stride)
         except UserError as error:
             raise UserError(f"[{table}] {error.what}", error.expected, error.remedy) from error
-    rehearse(walks, config.bridge, residual=config.regression.use, corrector=corrector)
+    rehearse(config.walks, config.bridge, residual=config.regression.use, corrector=corrector)
     first, bridge = config.regression, _bridge_stage(config, target, tokens)
     if first.folds and (first.folds == 1 or not first.use):
         raise UserError(
