@@ -26,6 +26,7 @@ PET = {
 }
 FIRST = f"{PLACE}/rlbcd-small-rlbcd/stages"
 LATENT = {"autoencoder.images": 4000, "consistency.images": 800}
+PIXELS = {**PET, "train.images": 7200, "bridge.images": 3000}
 NOT_TOLD = {
     **LATENT,
     "condition": "none",
@@ -57,7 +58,8 @@ ROWS = [
     ),
     Row("RLBCD, not told", RLBCD, {**NOT_TOLD, "consistency.weights": f"{FIRST}/consistency"}),
     Row("BBDM in its latents, not told", RLBCD, {**NOT_TOLD, "branches": "enhanced"}),
-    Row("BBDM", BBDM, {**PET, "train.images": 7200, "bridge.images": 3000}),
+    Row("BBDM", BBDM, {**PIXELS, "estimate.calls": 1}),
+    Row("BBDM, 2 calls", BBDM, {**PIXELS, "estimate.calls": 2}),
     Row("regression", REGRESSION, {**PET, "train.images": 11600}),
     Row("regression, 5,800", REGRESSION, {**PET, "train.images": 5800}),
 ]

@@ -263,21 +263,21 @@ def test_what_it_will_take_is_said_before_it_starts_and_not_where_all_is_done(ru
     words = ["translate", run, scans / "new0.nii.gz", scans / "new1.nii.gz", "--out", tmp_path, *DEVICE]
     said = done(scanbridge(*words, "--samples", 2)).err
     assert re.search(
-        r"^2 scans, 1 network call each on 2 mirror images, and 8 for each of 2 draws: "
+        r"^2 scans, 2 network calls each on 2 mirror images, and 8 for each of 2 draws: "
         r"about \d+ (s|min), [\d.]+ GB of memory$",
         said,
         re.M,
     )
     assert "network call" not in done(scanbridge(*words, "--samples", 2)).err
     (tmp_path / "new1_t1w.json").unlink()
-    assert "\n1 scans, 1 network call each" in done(scanbridge(*words, "--samples", 2)).err
+    assert "\n1 scans, 2 network calls each" in done(scanbridge(*words, "--samples", 2)).err
 
 
 @pytest.mark.parametrize(
     ("words", "walk"),
     [
         (["draft"], {"calls": 1, "mirror": []}),
-        (["normal"], {"calls": 1, "grid": "linear", "mirror": ["columns"]}),
+        (["normal"], {"calls": 2, "grid": "linear", "mirror": ["columns"]}),
         (["paper", "--calls", 5], {"walk": "mean_path", "grid": "published", "calls": 5, "start": "source"}),
         (["draft", "--calls", 2, "--grid", "theta"], {"calls": 2, "grid": "theta"}),
     ],

@@ -592,3 +592,13 @@ def test_the_rows_of_the_ablation_start_from_the_same_branches(name: str) -> Non
         torch.manual_seed(0)
         without_residual_branch = UNet(whole.config.branch).double()
     torch.testing.assert_close(without_residual_branch.state_dict(), whole.enhanced.state_dict(), rtol=0, atol=0)
+
+
+def test_fewer_keys_in_translation_than_in_training():
+    thrifty, plain = build("paper", eval_tokens=8), build("paper")
+    few, given = build("few keys"), inputs(plain)
+    assert torch.equal(thrifty(**given)[1], few(**given)[1])
+    assert not torch.allclose(thrifty(**given)[1], plain(**given)[1])
+    assert torch.equal(thrifty.train()(**given)[1], plain.train()(**given)[1])
+    assert thrifty.config.pooled((8, 8)) == few.config.pooled((8, 8)) != {}
+    assert configured("few keys", eval_tokens=100).tokens_in_eval == 8

@@ -68,7 +68,8 @@ class Guidance(Strict):
     )
     scales: list[PositiveInt] = Field(default=[1, 2, 4], description="levels that are joined, by downsample factor")
     detach: bool = Field(default=False, description="keep the enhanced branch's loss from training the residual branch")
-    max_tokens: int = Field(default=512, gt=0, description="positions beyond which keys and values are averaged")
+    max_tokens: int = Field(default=1024, gt=0, description="positions beyond which keys and values are averaged")
+    eval_tokens: int = Field(default=512, gt=0, description="the same in translation, if that is less")
 
 
 class PairWalk(Walk):
@@ -131,6 +132,7 @@ def _dual(config: Config) -> DualConfig:
         attend=own.attend,
         detach=own.detach,
         max_tokens=own.max_tokens,
+        eval_tokens=own.eval_tokens,
     )
 
 

@@ -56,6 +56,8 @@ class DualConfig:
         Keep the enhanced branch's loss from training the residual branch.
     max_tokens
         Maps of more positions than this have their keys and values averaged to at most half as many.
+    eval_tokens
+        The same where the network is not in training, if that is less; None for `max_tokens`.
 
     Raises
     ------
@@ -69,6 +71,7 @@ class DualConfig:
     attend: Literal["attention", "literal", "sum", "none"] = "attention"
     detach: bool = False
     max_tokens: PositiveInt = 8192
+    eval_tokens: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         absent = [scale for scale in self.scales if scale not in self._reached]
@@ -84,6 +87,11 @@ class DualConfig:
         return [2**level for level in range(len(self.branch.widths))]
 
     @property
+    def tokens_in_eval(self) -> int:
+        """Positions beyond which keys are averaged outside of training."""
+        return min(self.max_tokens, self.eval_tokens or self.max_tokens)
+
+    @property
     def widths(self) -> dict[int, int]:
         """Channels of every fused level."""
         return {scale: self.branch.widths[self._reached.index(scale)] for scale in self.scales}
@@ -91,13 +99,13 @@ class DualConfig:
     def pooled(self, size: Sequence[int]) -> dict[int, tuple[int, int]]:
         """Give (positions, keys) of every scale at which an input of `size` *S has fewer keys than positions.
 
-        There the attention is an approximation of eq. 10, which a method should say.
+        In translation, not in training. There the attention is an approximation of eq. 10, which a method should say.
         """
         if self.attend not in ("attention", "literal"):
             return {}
         padded = [-(-n // self.branch.stride) * self.branch.stride for n in size]
         maps = {scale: [n // scale for n in padded] for scale in self.scales}
-        factors = {scale: _factor(each, self.max_tokens) for scale, each in maps.items()}
+        factors = {scale: _factor(each, self.tokens_in_eval) for scale, each in maps.items()}
         return {s: (math.prod(maps[s]), _count(maps[s], factor)) for s, factor in factors.items() if factor > 1}
 
 
@@ -156,13 +164,25 @@ class ComplementaryAttention(nn.Module):
         Of the two norms.
     max_tokens
         Maps of more positions have their keys and values averaged to at most half as many.
+    eval_tokens
+        The same where the module is not in training; None for `max_tokens`.
     literal
         Give A V.
     """
 
-    def __init__(self, width: int, head_channels: int, groups: int, *, max_tokens: int, literal: bool = False) -> None:
+    def __init__(
+        self,
+        width: int,
+        head_channels: int,
+        groups: int,
+        *,
+        max_tokens: int,
+        eval_tokens: int | None = None,
+        literal: bool = False,
+    ) -> None:
         super().__init__()
-        self.heads, self.max_tokens = 1 if literal else width // head_channels, max_tokens
+        self.heads = 1 if literal else width // head_channels
+        self.max_tokens, self.eval_tokens = max_tokens, eval_tokens or max_tokens
         self.norm_enhanced = nn.Identity() if literal else nn.GroupNorm(groups, width)
         self.norm_residual = nn.Identity() if literal else nn.GroupNorm(groups, width)
         self.query = nn.Linear(width, width, bias=False)
@@ -175,7 +195,8 @@ class ComplementaryAttention(nn.Module):
     def forward(self, enhanced: Tensor, residual: Tensor) -> Tensor:
         """Give the new map."""
         asking = positions(self.norm_enhanced(enhanced))
-        asked = positions(_fewer(self.norm_residual(residual), self.max_tokens))
+        most = self.max_tokens if self.training else self.eval_tokens
+        asked = positions(_fewer(self.norm_residual(residual), most))
         query, key, value = (
             part.unflatten(2, (self.heads, -1)).transpose(1, 2)
             for part in (self.query(asking), self.key(asked), self.value(asked))  # eq. 9
@@ -306,10 +327,11 @@ def _attenders(config: DualConfig) -> dict[str, nn.Module]:
     if config.attend == "none":
         return {}
     head, groups, literal = config.branch.head_channels, config.branch.groups, config.attend == "literal"
+    most, least = config.max_tokens, config.tokens_in_eval
     return {
         str(scale): Sum()
         if config.attend == "sum"
-        else ComplementaryAttention(width, head, groups, max_tokens=config.max_tokens, literal=literal)
+        else ComplementaryAttention(width, head, groups, max_tokens=most, eval_tokens=least, literal=literal)
         for scale, width in config.widths.items()
     }
 
