@@ -65,9 +65,9 @@ def mean_path(grid: str, stride: int = 1, most: int = max(CALLS)) -> Row:
     return Row("estimate", walk | {"grid": grid, "stride": stride}, most)
 
 
-def mirrored() -> Row:
-    """Give the row of one call, averaged with that of the mirrored image."""
-    return Row("estimate", {"walk": "mean_path", "start": "source", "grid": "linear", "mirror": ["columns"]}, most=1)
+def mirrored(most: int) -> Row:
+    """Give the row of a mean path whose every call is averaged with that of the mirrored image."""
+    return Row("estimate", {"walk": "mean_path", "start": "source", "grid": "linear", "mirror": ["columns"]}, most)
 
 
 def draw(grid: str, order: int, variance: str = "none", stride: int = 1, most: int = max(CALLS)) -> Row:
@@ -78,7 +78,8 @@ def draw(grid: str, order: int, variance: str = "none", stride: int = 1, most: i
 
 ROWS = {
     "one call": Row("one-call", {}),
-    "one call, mirrored": mirrored(),
+    "one call, mirrored": mirrored(most=1),
+    "mean_path, linear, mirrored": mirrored(most=FEW),
     "mean_path, published": mean_path("published"),
     "mean_path, linear": mean_path("linear"),
     "mean_path, linear, stride 3": mean_path("linear", stride=3, most=FEW),

@@ -26,38 +26,17 @@ PET = {
 }
 FIRST = f"{PLACE}/rlbcd-small-rlbcd/stages"
 LATENT = {"autoencoder.images": 4000, "consistency.images": 800}
-PIXELS = {**PET, "train.images": 7200, "bridge.images": 3000}
-NOT_TOLD = {
-    **LATENT,
-    "condition": "none",
-    "train.images": 6000,
-    "autoencoder.weights": f"{FIRST}/autoencoder",
-}
+SHARED = {**LATENT, "autoencoder.weights": f"{FIRST}/autoencoder"}
+ALONE = {**SHARED, "branches": "enhanced"}
+NOT_TOLD = {"condition": "none", "train.images": 6000}
 """The paper's networks, which know of the source what the state says."""
+PIXELS = {**PET, "train.images": 7200, "bridge.images": 3000}
 ROWS = [
     Row("RLBCD", RLBCD, {**LATENT, "train.images": 6000}),
-    Row(
-        "BBDM in its latents",
-        RLBCD,
-        {
-            **LATENT,
-            "branches": "enhanced",
-            "train.images": 12000,
-            "autoencoder.weights": f"{FIRST}/autoencoder",
-        },
-    ),
-    Row(
-        "BBDM in its latents, 6,000",
-        RLBCD,
-        {
-            **LATENT,
-            "branches": "enhanced",
-            "train.images": 6000,
-            "autoencoder.weights": f"{FIRST}/autoencoder",
-        },
-    ),
-    Row("RLBCD, not told", RLBCD, {**NOT_TOLD, "consistency.weights": f"{FIRST}/consistency"}),
-    Row("BBDM in its latents, not told", RLBCD, {**NOT_TOLD, "branches": "enhanced"}),
+    Row("BBDM in its latents", RLBCD, {**ALONE, "train.images": 12000}),
+    Row("BBDM in its latents, 6,000", RLBCD, {**ALONE, "train.images": 6000}),
+    Row("RLBCD, not told", RLBCD, {**SHARED, "consistency.weights": f"{FIRST}/consistency", **NOT_TOLD}),
+    Row("BBDM in its latents, not told", RLBCD, {**ALONE, **NOT_TOLD}),
     Row("BBDM", BBDM, {**PIXELS, "estimate.calls": 1}),
     Row("BBDM, 2 calls", BBDM, {**PIXELS, "estimate.calls": 2}),
     Row("regression", REGRESSION, {**PET, "train.images": 11600}),

@@ -84,6 +84,7 @@ FAULTS = [
     Fault("corrector: one step for all windows", "sample", "dim=(-4, -2, -1)", "dim=(0, -2, -1)", "corrector"),
     Fault("foreground: dim tissue is air", "foreground", "classes=3)[0]", "classes=3)[1]", "foreground", "data"),
     Fault("foreground: clean air is empty", "foreground", "0.001 * top", "0.01 * top", "foreground", "data"),
+    Fault("map: of the bridge's windows", "volumes", "disagreement if residual else at_last", "at_last", *OF_LAWS),
     Fault("rehearsal: left out", "window_bridge", "    rehearse(config", "    (lambda *a, **k: None)(config", *OF_LAWS),
     Fault("corrector: norms swapped", "sample", 'if self.norm == "code"', 'if self.norm != "code"', "ista"),
     Fault(

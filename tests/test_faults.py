@@ -388,7 +388,7 @@ OPTIONS = [
     Fault(
         "--style of runs without styles",
         lambda w: ["evaluate", w.regression, "--cohort", w.cohort, "--out", w.out, "--style", "average"],
-        ("--style average", "no style"),
+        ("--style average", "no run here"),
     ),
     Fault(
         "--foreground of two scans",

@@ -84,7 +84,7 @@ def evaluate_runs(
     if style == "own" and not oracle:
         raise UserError("--style own takes the style from the truth", "--allow-oracle beside it", "or use 'average'")
     if style is not None and not any(_has_styles(model) for model in models.values()):
-        raise UserError(f"--style {style}: {', '.join(models)} know no style", "a ct2mri run", "leave it out")
+        raise UserError(f"--style {style}: no run here has a style", "a ct2mri run", "leave it out")
     judged = judge_split(
         models,
         cohort,
@@ -121,6 +121,8 @@ def judge_split(
     n_draws = _draws_of(models, samples, on)
     table = read_cohort(cohort)
     rows = choose_rows(table, models, task, split)
+    if translations is not None:
+        _refuse_absent(translations, rows, task)
     floors = Floors.from_json(read_json(_folder(first) / "floors.json"))
     make_folder(out)
     judged: list[Judged] = []
@@ -142,7 +144,7 @@ def judge_split(
             folder = out / kind / marked / row.name  # scans of several people may have one file name
             if translations is not None and model is first:  # what stands beside it was made by other weights
                 folder = translations
-                options = _as_given(options, folder / f"{stem(row.images[task[0]])}_{task[1]}", row.name, samples)
+                options = _as_given(options, _given(folder, row, task)[0], samples)
             draws = samples > 0 and _has_draws(model)
             made = judge_run(marked, model, truth, folder, options, draws=draws)
             judged += made
@@ -183,18 +185,24 @@ def _samples_for(model: Model) -> int:
     return 0 if calibration is None else calibration.samples
 
 
-def _as_given(options: Options, base: Path, row: str, samples: int) -> Options:
-    """Leave a given translation as it is: one without an interval gets none, nor draws for it alone.
+def _given(folder: Path, row: Row, task: tuple[str, str]) -> tuple[Path, Path]:
+    """Give the JSON and the volume of a row's translation in a folder."""
+    base = f"{stem(row.images[task[0]])}_{task[1]}"
+    return folder / f"{base}.json", folder / f"{base}.nii.gz"
 
-    Raises
-    ------
-    UserError
-        If it is not whole: nothing is translated into somebody's folder, least of all over what lies there.
-    """
-    about, volume = (base.with_name(base.name + end) for end in (".json", ".nii.gz"))
-    for path in (volume, about):
-        if not path.is_file():
-            raise UserError(f"{row}: {path} is not there", "what 'translate' writes", "translate, or leave it out")
+
+def _refuse_absent(folder: Path, rows: Sequence[Row], task: tuple[str, str]) -> None:
+    """Refuse translations that are not whole: nothing is translated into somebody's folder, or over what lies there."""
+    for row in rows:
+        for path in reversed(_given(folder, row, task)):
+            if not path.is_file():
+                raise UserError(
+                    f"{row.name}: {path} is not there", "what 'translate' writes", "translate that scan first"
+                )
+
+
+def _as_given(options: Options, about: Path, samples: int) -> Options:
+    """Leave a given translation as it is: one without an interval gets none, nor draws for it alone."""
     bare = not read_json(about).get("interval")
     return replace(options, interval=False, samples=samples) if bare else options
 

@@ -50,7 +50,7 @@ class Signal(Protocol):
 
 
 def windows(drawn: Drawn) -> Tensor | None:
-    """Give the disagreement of the windows that hold a voxel, at the last call; None for a method with its own maps."""
+    """Give the disagreement of the windows that hold a voxel: regression or last call; None for own maps."""
     return None if drawn.estimate.signals else drawn.estimate.uncertainty
 
 

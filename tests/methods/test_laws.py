@@ -307,6 +307,15 @@ def test_a_bridge_that_has_learned_nothing_leaves_the_regression_as_it_is(name, 
     assert not torch.allclose(both.draw(volume(7)).volumes, once.draw(volume(7)).volumes, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["bbdm", "ct2mri"])
+def test_the_map_of_an_estimate_is_that_of_its_regression_for_any_number_of_calls(name):
+    plain = {"walk": "mean_path", "grid": "linear", "start": "source"}
+    once, thrice = (made(name + FIRST, estimate={**plain, "calls": n}).draw(volume(7)) for n in (1, 3))
+    assert not torch.equal(once.volumes, thrice.volumes)
+    assert torch.equal(once.uncertainty, thrice.uncertainty)
+    assert float(once.uncertainty.max()) > 0
+
+
 def test_one_call_of_a_bridge_after_a_regression_is_that_regression():
     both, alone = made("bbdm" + FIRST), made("regression")
     alone.fitted.networks.update(regression=both.fitted.networks["regression"])

@@ -81,7 +81,7 @@ def draw_volumes(
         )
         volume, at_last = form.finish(state)
         made.append(centre + volume)
-        disagreement = at_last if at_last is not None else disagreement
+        disagreement = disagreement if residual else at_last  # the bridge's windows know less of where it errs
     volumes = torch.stack(made)
     uncertainty = volumes.std(dim=0) if len(made) > 1 else disagreement
     if uncertainty is None:

@@ -327,11 +327,11 @@ def _attenders(config: DualConfig) -> dict[str, nn.Module]:
     if config.attend == "none":
         return {}
     head, groups, literal = config.branch.head_channels, config.branch.groups, config.attend == "literal"
-    most, least = config.max_tokens, config.tokens_in_eval
+    tokens = {"max_tokens": config.max_tokens, "eval_tokens": config.tokens_in_eval}
     return {
         str(scale): Sum()
         if config.attend == "sum"
-        else ComplementaryAttention(width, head, groups, max_tokens=most, eval_tokens=least, literal=literal)
+        else ComplementaryAttention(width, head, groups, **tokens, literal=literal)
         for scale, width in config.widths.items()
     }
 
