@@ -17,14 +17,16 @@ from scanbridge.trials import Row
 CT2MRI, BBDM, REGRESSION = (CONFIGS / f"{name}-small.toml" for name in ("ct2mri", "bbdm", "regression"))
 WALK = CONFIGS / "ct2mri-small-walk.toml"
 PUBLISHED = {"estimate.grid": "published"}
+THIRD = {"train.images": 4000, "bridge.images": 2000}
 ROWS = [
     Row("ct2mri", CT2MRI),
     Row("no key", CT2MRI, {"style.use": False}),
     Row("bbdm", BBDM),
     Row("regression", REGRESSION),
     Row("regression, 18,000 windows", REGRESSION, {"train.images": 18000}),
-    Row("ct2mri, 4,000 windows", CT2MRI, {"train.images": 4000, "bridge.images": 2000}),
-    Row("regression, 4,000 windows", REGRESSION, {"train.images": 4000}),
+    Row("ct2mri, 4,000 windows", CT2MRI, THIRD),
+    Row("bbdm, 4,000 windows", BBDM, THIRD),
+    Row("regression, 6,000 windows", REGRESSION, {"train.images": 6000}),
     Row("walk", WALK),
     Row("walk, no key", WALK, {"style.use": False}),
     Row("walk, key nearest", WALK, {"style.choice": "nearest"}),
@@ -34,9 +36,9 @@ ROWS = [
     Row("walk, 100 calls", WALK, {**PUBLISHED, "estimate.calls": 100}),
     Row("walk, ISTA 50 + 49", WALK, {**PUBLISHED, "estimate.calls": 50, "correction.corrections": 1}),
 ]
-"""The presets, whole and a third as long; then, with a bridge that is walked from the source, the paper's Table 2 in
-form: with and without key, co-prediction and corrector (calls + moves), and its own two walks ("100 calls",
-"ISTA 50 + 49").
+"""The presets, whole and a third as long, and a regression of as many windows as both stages of the latter; then, with
+a bridge that is walked from the source, the paper's Table 2 in form: with and without key, co-prediction and corrector
+(calls + moves), and its own two walks ("100 calls", "ISTA 50 + 49").
 """
 
 
