@@ -25,6 +25,8 @@ ROWS = [
     Row("regression", REGRESSION),
     Row("regression, 18,000 windows", REGRESSION, {"train.images": 18000}),
     Row("ct2mri, 4,000 windows", CT2MRI, THIRD),
+    Row("ct2mri, 4,000 windows, 1 call", CT2MRI, {**THIRD, "estimate.calls": 1}),
+    Row("ct2mri, 4,000 windows, 4 calls", CT2MRI, {**THIRD, "estimate.calls": 4}),
     Row("bbdm, 4,000 windows", BBDM, THIRD),
     Row("regression, 6,000 windows", REGRESSION, {"train.images": 6000}),
     Row("walk", WALK),
