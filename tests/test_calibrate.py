@@ -19,6 +19,7 @@ from scanbridge.calibration import Calibration
 from scanbridge.data.grid import Grid, resample
 from scanbridge.data.nifti import read, write
 from scanbridge.evaluate import judge_split
+from scanbridge.evaluation_page import _intervals, _uncertainty
 from scanbridge.judge import Judged
 from scanbridge.model import Model
 from small import (
@@ -278,6 +279,47 @@ def test_without_val_subjects_nothing_is_chosen_and_this_is_said(run, strangers,
     assert "(3 patients)" in said.out
 
 
+def test_another_place_keeps_what_val_subjects_chose_and_gets_a_factor_of_its_own(calibrated, strangers, tmp_path):
+    run = copied(calibrated, tmp_path / "run")
+    words = ["calibrate", run, "--cohort", strangers, "--split", "external", "--patients", 0.75, *DEVICE]
+    assert "'windows' and its map stay" in done(scanbridge(*words)).err
+    before, after = held(calibrated), held(run)
+    same = ("signal", "origin", "doubt", "error", "floor", "choice", "fitted", "procedure")
+    assert {key: before[key] for key in same} == {key: after[key] for key in same}
+    assert set(after["content"]) == {"s0", "s1", "s2"}
+    done(scanbridge(*words))
+    assert held(run) == after
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_kept_translation_that_is_damaged_is_made_again(calibrated, eight, tmp_path, text):
+    run = copied(calibrated, tmp_path / "run")
+    about = run / "calibration" / "p5" / "p5_flair_t1w.json"
+    about.write_text(text)
+    done(scanbridge(*calibrate(run, eight)))
+    assert held(run) == held(calibrated)
+    assert about.read_bytes() == (calibrated / "calibration" / "p5" / "p5_flair_t1w.json").read_bytes()
+
+
+def test_who_taught_weights_that_a_run_took_over_is_no_stranger_to_it(strangers, eight, tmp_path):
+    """Nor to a run that takes them over again from there."""
+    teacher, words = tmp_path / "teacher", ("split.test=[]", "train.images=4", "bridge.images=4")
+    done(scanbridge(*training(strangers, teacher, *words)))
+    for name, given in {"pupil": teacher, "pupils-pupil": tmp_path / "pupil"}.items():
+        run = tmp_path / name
+        taken = f'regression.weights="{given}/stages/regression"'
+        done(scanbridge(*training(eight, run, *SPLIT, taken, "train.images=4", "bridge.images=4")))
+        external = ["--cohort", strangers, "--split", "external", *DEVICE]
+        for refused in (
+            scanbridge("calibrate", run, *external, "--patients", 0.75),
+            scanbridge("evaluate", run, *external, "--out", tmp_path / "out"),
+        ):
+            assert refused.code == 2
+            assert "trained on" in refused.fault
+            assert "s0_flair.nii.gz" in refused.fault
+        assert not (run / "calibration.json").exists()
+
+
 def test_risk_control_promises_a_mean(calibrated, eight, tmp_path):
     run = copied(calibrated, tmp_path / "run")
     said = done(scanbridge(*calibrate(run, eight, "--control", "risk", "--miss", 0.2)))
@@ -377,8 +419,37 @@ def test_those_who_made_the_calibration_are_not_judged_by_it(calibrated, eight, 
     out = evaluated(calibrated, eight, tmp_path / "out", "--split", "calibration")
     assert not pd.read_csv(out / "metrics.csv")["metric"].isin(["miss", "width"]).any()
     page = (out / "report.html").read_text()
-    assert "not judged here" in page
+    assert "of calibrated are not judged in 4 of 4 scans" in page
     assert "The promise of the intervals" not in page
+
+
+def test_a_page_without_intervals_says_that_they_are_not_judged(calibrated, strangers, tmp_path):
+    out = evaluated(calibrated, strangers, tmp_path / "out", "--split", "external", "--on", "model")
+    assert "of calibrated are not judged in 3 of 3 scans" in (out / "report.html").read_text()
+
+
+def test_visits_are_averaged_before_patients_in_all_that_the_page_says(calibrated, strangers, tmp_path):
+    cohort = copied(strangers.parent, tmp_path / "cohort") / strangers.name
+    again = {**brain(41), "t1w": harsh(brain(41)["t1w"])}
+    for image, data in again.items():
+        write(cohort.parent / "s0" / f"again_{image}.nii.gz", data, RAS)
+    lines = cohort.read_text().splitlines()
+    visits = [f"{lines[0]},visit", *(f"{line},1" for line in lines[1:])]
+    visits.append("s0," + ",".join(f"s0/again_{image}.nii.gz" for image in again) + ",0,2")
+    cohort.write_text("\n".join(visits) + "\n")
+    model = Model.open(calibrated, device="cpu")
+    found = judge_split({"calibrated": model}, cohort, tmp_path / "out", split="external", on="target")
+    mine = [each for each in found if each.run == "calibrated"]
+    assert len(mine) == 4
+    said = _uncertainty(mine)
+    areas = pd.Series([each.ranks[0].curve.area for each in mine], [each.subject.split("_")[0] for each in mine])
+    assert said.n == 3
+    assert said.rows[0][2] == pytest.approx(areas.groupby(level=0).mean().mean())
+    misses = pd.Series([each.kept.miss for each in mine], areas.index).groupby(level=0)
+    summary = [{"run": "calibrated", "metric": "miss", "region": "foreground"}]
+    (kept,) = _intervals(mine, summary)
+    assert {name: miss for name, miss, _ in kept.patients} == pytest.approx(misses.max().to_dict())
+    assert np.mean(kept.quarters) == pytest.approx(misses.mean().mean(), abs=1e-3)
 
 
 def test_given_translations_are_judged_as_they_are(calibrated, eight, tmp_path):

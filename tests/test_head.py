@@ -301,12 +301,17 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_head_of_something_else_is_refused_in_one_line(headed, eight, tmp_path, name):
+def test_a_head_of_something_else_is_refused_in_one_line(headed, eight, tmp_path, monkeypatch, name):
     plant, says = FAULTS[name]
     run = copied(headed, tmp_path / "run")
     plant(run)
+    products: list[str] = []
+    draw = Model.draw
+    monkeypatch.setattr(Model, "draw", lambda self, *given: (products.append(given[2].product), draw(self, *given))[1])
     refused = scanbridge("translate", run, flair(eight, "p4"), "--out", tmp_path / "out", *DEVICE)
     assert refused.code == 2
     assert says in refused.fault
     assert "weights.safetensors" in refused.fault
+    assert "calibrate the run again" in refused.fault
+    assert "estimate" not in products  # nothing was walked in vain
     assert not list((tmp_path / "out").glob("*.nii.gz"))

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Sequence
@@ -118,6 +119,15 @@ def test_the_regression_before_a_bridge_is_that_of_a_regression_run_to_the_bit(c
     assert other.code == 2
     assert "radius = 1" in other.fault
     assert not (tmp_path / "no" / "config.toml").exists()
+
+
+def test_a_scan_that_stands_in_two_parts_of_the_split_is_refused(cohort, tmp_path):
+    cohort = copied(cohort.parent, tmp_path / "cohort") / cohort.name
+    shutil.copy(cohort.parent / "p1" / "p1_flair.nii.gz", cohort.parent / "p4" / "p4_flair.nii.gz")
+    refused = scanbridge(*usual(cohort, tmp_path / "run"))
+    assert refused.code == 2
+    assert "p4_flair.nii.gz (p4, test) is an image of p1 too, who is in 'train'" in refused.fault
+    assert not (tmp_path / "run" / "config.toml").exists()
 
 
 def test_folds_change_the_bridge_alone_and_end_with_the_same_bits_after_a_kill(cohort, tmp_path):

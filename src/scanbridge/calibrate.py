@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 
 from scanbridge import __version__
-from scanbridge.calibration import FILE, FOLDER, Calibration, estimated, known_signals, procedure
+from scanbridge.calibration import FILE, FOLDER, Calibration, estimated, head_for, known_signals, procedure
 from scanbridge.data.cohort import Cohort, Row, read_cohort
 from scanbridge.errors import UserError, nearest
 from scanbridge.files import sha256, write_json
@@ -76,14 +76,22 @@ def calibrate_run(
     rows = _untouched(table, model, parts, split)
     promise.enough(len({row.subject for row in rows}))
     val = [row for row in _pairs(table, model) if parts.get(sha256(row.images[target])) == "val"]
-    names = _with_val(names, len({row.subject for row in val}), named=signal, say=say)
+    known = None if val else _known_choice(model, names, samples)
+    n_val = len({row.subject for row in val})
+    names = [known.signal] if known else _with_val(names, n_val, named=signal, say=say)
+    if samples and not set(names) & set(OF_DRAWS):
+        say(f"--samples has no effect: the signal is '{names[0]}'")
+        samples = 0
     for row in (*val, *rows):
         load_truth(table, row, model, "target")  # one without foreground is said before anything is translated
     with locked(run):
-        steps = len(rows) + len(val) * (1 + (HEAD in names)) + (HEAD in names)
+        fits = HEAD in names and known is None
+        steps = len(rows) + len(val) * (1 + fits) + fits
         residuals = Residuals(table, model, run / FOLDER, on_progress, steps, say)
-        chosen = _choose(residuals, val, names, promise, samples, say)
-        calibration = _calibration(residuals, rows, val, chosen, promise, samples)
+        if known:
+            say(f"no val subjects in {table.path.name}: '{known.signal}' and its map stay as the run's val chose them")
+        chosen = known or _choose(residuals, val, names, promise, samples, say)
+        calibration = _calibration(residuals, rows, chosen, promise, samples)
         if (run / FILE).is_file():
             say(f"the calibration that {run} had is replaced")
         write_json(run / FILE, calibration.model_dump(mode="json"))
@@ -91,7 +99,7 @@ def calibrate_run(
 
 
 def _calibration(
-    residuals: Residuals, rows: Sequence[Row], val: Sequence[Row], chosen: _Chosen, promise: Promise, samples: int
+    residuals: Residuals, rows: Sequence[Row], chosen: _Chosen, promise: Promise, samples: int
 ) -> Calibration:
     """Compute the factor on the calibration patients, with a signal and a map that they had no part in."""
     model = residuals.model
@@ -100,8 +108,8 @@ def _calibration(
     ladders = residuals.ladders(rows, chosen.signal, chosen.expected, options, heads)
     own = {subject: worst([each for each, _ in visits]) for subject, visits in ladders.items()}
     flat = [worst([each for _, each in visits]) for visits in ladders.values()]
-    made_with, fitted = procedure(model, residuals.target, options), {row.name: _hashes(row, model) for row in val}
-    about_head = {"procedure": estimated(made_with), "fitted": fitted}
+    made_with = procedure(model, residuals.target, options)
+    about_head = {"procedure": estimated(made_with), "fitted": chosen.fitted}
     return Calibration(
         sentence=promise.sentence(len(own)),
         control=promise.control,
@@ -120,7 +128,7 @@ def _calibration(
         procedure=made_with,
         cohort=residuals.table.path.name,
         content={row.name: _hashes(row, model) for row in rows},
-        fitted=fitted,
+        fitted=chosen.fitted,
         scores={subject: promise.needs(each) for subject, each in own.items()},
         scanbridge=__version__,
     )
@@ -158,7 +166,7 @@ def _with_val(names: list[str], n_val: int, *, named: str | None, say: Callable[
         raise UserError(
             f"--signal {HEAD}: {n_val} val subject{'' if n_val == 1 else 's'} of the run in the table",
             "two at least, each to be judged by a head that was fitted on others",
-            "leave --signal out, or train with more in split.val",
+            "leave --signal out, or give the run's own table first, with two in split.val",
         )
     if n_val:
         say(f"one val subject: '{HEAD}' is left out, since nobody would be left to judge it by")
@@ -173,13 +181,12 @@ def _pairs(table: Cohort, model: Model) -> list[Row]:
 
 
 def _parts(model: Model) -> dict[str, str]:
-    """Give the part of the run's split that every image of its cohort is in, by SHA-256."""
-    part_of = {subject: part for part, subjects in model.cohort["split"].items() for subject in subjects}
-    return {
-        digest: part_of[entry["subject"]]
-        for entry in model.cohort["content"].values()
-        for digest in entry["images"].values()
-    }
+    """Give what every image that the run knows was for, by SHA-256: one in two parts was touched by the later one."""
+    content, found = model.cohort["content"].values(), dict[str, str]()
+    for part in ("calibration", "test", "val"):
+        people = set(model.cohort["split"][part])
+        found |= {digest: part for e in content if e["subject"] in people for digest in e["images"].values()}
+    return found | dict.fromkeys(model.trained_on, "train")
 
 
 def _hashes(row: Row, model: Model) -> dict[str, str]:
@@ -216,14 +223,30 @@ def _untouched(table: Cohort, model: Model, parts: Mapping[str, str], split: str
 class _Chosen:
     """A signal, its map to expected |error|, where that comes from, and mean widths by signal on the val patients.
 
-    `head` is there where it is the signal: fitted on all val patients, of whom it judged none for the choice.
+    `fitted` is the SHA-256 of their images by row. `head` is there where it is the signal: fitted on all of them, of
+    whom it judged none for the choice.
     """
 
     signal: str
     expected: Monotone
     origin: str
     widths: dict[str, float]
+    fitted: dict[str, dict[str, str]]
     head: Head | None = None
+
+
+def _known_choice(model: Model, names: Sequence[str], samples: int) -> _Chosen | None:
+    """Give what val patients chose for the calibration that the run has: no calibration patient had a part in that."""
+    try:
+        held = None if model.run is None else Calibration.of_run(model.run)
+        if held is None or not held.fitted or held.signal not in names or held.samples not in (0, samples):
+            return None
+        if held.of_estimate != estimated(procedure(model, model.common.task.targets[0], Options())):
+            return None
+        head = head_for(model, held)
+    except UserError:  # it is damaged, and about to be replaced
+        return None
+    return _Chosen(held.signal, held.expected, held.origin, held.choice, held.fitted, head)
 
 
 def _choose(
@@ -238,7 +261,7 @@ def _choose(
     if not val:
         name = names[0]
         say(f"no val subjects of the run in {residuals.table.path.name}: nothing is chosen, the map is '{name}' itself")
-        return _Chosen(name, Monotone((), (), _floor(residuals)), "the identity, for want of val subjects", {})
+        return _Chosen(name, Monotone((), (), _floor(residuals)), "the identity, for want of val subjects", {}, {})
     learned, flat = learn_signals(residuals, val, names, promise, samples)
     widths = {name: each.width for name, each in learned.items()}
     best = min(widths, key=lambda name: widths[name])
@@ -247,7 +270,8 @@ def _choose(
         say("no signal is narrower than one width for all voxels; a signal says beyond that where to look")
     n = len({row.subject for row in val})
     origin = f"a rising map fitted on {n} val subject{'' if n == 1 else 's'}"
-    return _Chosen(best, learned[best].expected, origin, {**widths, CONSTANT: flat}, learned[best].head)
+    fitted = {row.name: _hashes(row, residuals.model) for row in val}
+    return _Chosen(best, learned[best].expected, origin, {**widths, CONSTANT: flat}, fitted, learned[best].head)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class Calibration(Strict):
     head
         SHA-256 of the weights of the signal `head`, where it is the one.
     choice
-        Mean width of the interval on the val patients, by signal; empty where nothing was chosen.
+        Mean width of the interval on the val patients, by signal; empty without val patients.
     procedure
         All that a translation must share with the calibration.
     cohort, content, fitted

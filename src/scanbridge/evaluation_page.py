@@ -56,7 +56,7 @@ def page_of(
         ReportContext(
             source=first.common.task.source,
             targets=first.common.task.targets[:1],
-            data=[*_data(models, shown[0], facts), *_kept(ceilings)],
+            data=[*_data(models, shown[0], facts), *_not_judged(models, estimates), *_kept(ceilings)],
             summary=[*(row for row in summary if row["run"] in runs), *_ceiling_rows(ceilings, first)],
             paired=comparisons,
             leaders=leading,
@@ -83,19 +83,19 @@ def _data(models: Mapping[str, Model], one: Judged, facts: Mapping[str, Any]) ->
         ("Trained on", "; ".join(f"{name}: {n} people" for name, n in train.items())),
         ("Metrics", f"on {on} ({spacing} mm), foreground of the source; unit: {unit}"),
         ("Products", "rows named after a run are its estimate; ':one-call' is the same network's first call"),
-        *_not_judged(models, facts),
         ("Weights", "; ".join(f"{label}: {model.weights[stage][:12]}" for label, model, stage in _stages(models))),
     ]
 
 
-def _not_judged(models: Mapping[str, Model], facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Say why calibrated runs show no interval on the people who calibrated them."""
-    calibrated = [name for name, model in models.items() if model.run and (model.run / FILE).is_file()]
-    if facts["split"] not in ("val", "calibration") or not calibrated:
-        return []
-    return [
-        ("Intervals", f"of {', '.join(calibrated)} are not judged here: the calibration was made with these people")
-    ]
+def _not_judged(models: Mapping[str, Model], estimates: Sequence[Judged]) -> list[tuple[str, str]]:
+    """Say of how many scans the intervals of calibrated runs are not judged, and why that may be."""
+    left = []
+    for name in (name for name, model in models.items() if model.run and (model.run / FILE).is_file()):
+        without = [each.kept is None for each in estimates if each.run == name]
+        if any(without):
+            left.append(f"of {name} are not judged in {sum(without)} of {len(without)} scans")
+    why = "who calibrated a run does not judge it, and a promise is about the estimate as calibrated, on its own grid"
+    return [("Intervals", f"{'; '.join(left)}: {why}")] if left else []
 
 
 def _ceilings(models: Mapping[str, Model]) -> dict[str, list[dict[str, float]]]:
@@ -164,20 +164,19 @@ def _subjects(shown: Sequence[Judged], judged: Sequence[Judged]) -> list[Subject
 
 
 def _uncertainty(shown: Sequence[Judged]) -> Uncertainty | None:
-    """Judge the first run's map beside the trivial ones, means over subjects."""
+    """Judge the first run's map beside the trivial ones, means over patients."""
     ranked = [each for each in shown if each.ranks]
     if not ranked:
         return None
     unit = ranked[0].unit
     rows, curves, areas = [], [], {}
     for index, rank in enumerate(ranked[0].ranks):
-        same = [each.ranks[index] for each in ranked]
-        rhos = [r.spearman for r in same if r.spearman is not None]
-        area, excess = (float(np.mean([getattr(r.curve, key) for r in same])) for key in ("area", "excess"))
-        rows.append((rank.name, float(np.mean(rhos)) if rhos else None, area, excess))
-        visits = zip((str(each.rows[0]["subject"]) for each in ranked), same, strict=True)
+        visits = [(_patient(each), each.ranks[index]) for each in ranked]
+        rhos = _by_patient([(who, r.spearman) for who, r in visits if r.spearman is not None])
         areas[rank.name] = _by_patient([(who, r.curve.area) for who, r in visits])
-        risk = np.mean([r.curve.risk for r in same], axis=0)
+        area, excess = _mean(areas[rank.name]), _mean(_by_patient([(who, r.curve.excess) for who, r in visits]))
+        rows.append((rank.name, float(_mean(rhos)) if rhos else None, float(area), float(excess)))
+        risk = _mean(_by_patient([(who, r.curve.risk) for who, r in visits]))
         label = f"{MAPS[rank.name]}, area {number(area, unit)}"
         curves.append(Series(label, rank.curve.coverage, risk, reference=rank.name != "model"))
     own = areas.pop("model")
@@ -187,12 +186,22 @@ def _uncertainty(shown: Sequence[Judged]) -> Uncertainty | None:
         risk_coverage_curves(curves, unit=unit),
         error_against_uncertainty(error, doubt, np.ones(error.shape, dtype=np.bool_), unit=unit),
     ]
-    return Uncertainty(rows, unit, len(ranked), plots, against)
+    return Uncertainty(rows, unit, len(own), plots, against)
 
 
-def _by_patient(visits: Sequence[tuple[str, float]]) -> dict[str, float]:
-    """Give the mean over each patient's visits."""
-    return {name: float(np.mean([value for who, value in visits if who == name])) for name, _ in visits}
+def _patient(judged: Judged) -> str:
+    """Give whose scan was judged; a patient may have several."""
+    return str(judged.rows[0]["subject"])
+
+
+def _by_patient(visits: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Give the mean over each patient's visits, of numbers or of arrays."""
+    return {name: np.mean([value for who, value in visits if who == name], axis=0) for name, _ in visits}
+
+
+def _mean(patients: Mapping[str, Any]) -> Any:
+    """Give the mean over patients."""
+    return np.mean([*patients.values()], axis=0)
 
 
 def _less(own: Mapping[str, float], other: Mapping[str, float]) -> Less:
@@ -261,7 +270,7 @@ def _intervals(judged: Sequence[Judged], summary: Rows) -> list[Intervals]:
     """Gather what the intervals of each calibrated run did, patient by patient."""
     found = []
     for run in dict.fromkeys(each.run for each in judged if each.kept is not None):
-        kept = [(str(each.rows[0]["subject"]), each.kept) for each in judged if each.run == run and each.kept]
+        kept = [(_patient(each), each.kept) for each in judged if each.run == run and each.kept]
         worst = {subject: max((k for s, k in kept if s == subject), key=lambda k: k.miss) for subject, _ in kept}
         promise = kept[0][1].calibration
         good = sum(each.miss <= promise.miss for each in worst.values())
@@ -274,7 +283,7 @@ def _intervals(judged: Sequence[Judged], summary: Rows) -> list[Intervals]:
                 patients=[(subject, each.miss, each.width) for subject, each in worst.items()],
                 within=(float(share.low), float(share.high)),
                 rows={r["metric"]: r for r in summary if (r["run"], r["region"]) == (run, "foreground")},
-                quarters=np.mean([each.by_width for each in worst.values()], axis=0).tolist(),
+                quarters=_mean(_by_patient([(who, each.by_width) for who, each in kept])).tolist(),
                 regions=_by_region(run, summary),
             )
         )
@@ -295,8 +304,9 @@ def _interval_plots(intervals: Sequence[Intervals]) -> list[Picture]:
         return []
     rows = []
     for each in intervals:
-        of = each.rows["miss"]
-        rows.append(Dots(each.run, [miss for _, miss, _ in each.patients], of["mean"], of["low"], of["high"]))
+        misses = [miss for _, miss, _ in each.patients]
+        of = mean_interval(misses)
+        rows.append(Dots(each.run, misses, of.mean, of.low, of.high))
     rows += [Dots("allowed", [], share, reference=True) for share in dict.fromkeys(each.allowed for each in intervals)]
     dots = dot_plot(
         rows,

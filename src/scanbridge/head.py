@@ -113,7 +113,7 @@ class Head:
         UserError
             If it is missing, damaged, another, or was fitted on estimates of other weights, walk or grid.
         """
-        tensors, facts = load_tensors(folder / FILE)
+        tensors, facts = load_tensors(folder / FILE, RESTORE)
         if facts["sha256"] != sha256:
             raise UserError(f"{folder / FILE} is not the head that the run was calibrated with", "that one", RESTORE)
         fitted_on = facts.get("procedure") or {}

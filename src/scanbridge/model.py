@@ -22,7 +22,7 @@ from scanbridge.files import read_json
 from scanbridge.methods.base import Draws, Fitted, Request, Translator, in_words, lengths, load_method
 from scanbridge.nets.precision import Precision, computing_in, precision_of
 from scanbridge.runs.config import Common, read_tree, split_tree, validate
-from scanbridge.stages import open_stage
+from scanbridge.stages import LEARNED_FROM, open_stage
 
 BACKGROUND = -1.0
 LARGEST_ITEM = 4096
@@ -57,6 +57,8 @@ class Model:
         The run folder; None for a model that is still in training.
     weights
         SHA-256 of the weights by stage.
+    borrowed_from
+        SHA-256 of the images that weights taken over from other runs were trained on.
     device, precision
         Where the networks compute, and in what.
     """
@@ -73,6 +75,7 @@ class Model:
     item_size: tuple[int, int] = (0, 0)
     run: Path | None = None
     weights: dict[str, str] = field(default_factory=dict)
+    borrowed_from: frozenset[str] = frozenset()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: Precision = "32-true"
 
@@ -111,11 +114,12 @@ class Model:
         common = validate(Common, shared, str(path))
         method = load_method(common.method)
         config = validate(method.Config, own, str(path))
-        fitted, weights, item_size = Fitted(), {}, (0, 0)
+        fitted, weights, theirs, item_size = Fitted(), {}, set[str](), (0, 0)
         for stage in method.stages(config, common.task.targets):
             made, facts = open_stage(stage, run, place)
             fitted, item_size = fitted | made, _item_size(facts, run / "stages" / stage.name)
             weights[stage.name] = str(facts["sha256"])
+            theirs |= set(map(str, facts.get(LEARNED_FROM, ())))
         cohort, specs, scales, median = _known(run / "cohort.json")
         return cls(
             common=common,
@@ -130,6 +134,7 @@ class Model:
             item_size=item_size,
             run=run,
             weights=weights,
+            borrowed_from=frozenset(theirs),
             device=place,
             precision=precision_of(precision, place),
         )
@@ -142,8 +147,8 @@ class Model:
 
     @property
     def trained_on(self) -> set[str]:
-        """Content hashes of all images that the run was trained on."""
-        return self._content(trained=True)
+        """Content hashes of all images that the run was trained on, its borrowed weights included."""
+        return self._content(trained=True) | self.borrowed_from
 
     @property
     def set_apart(self) -> set[str]:

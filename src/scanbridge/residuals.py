@@ -61,6 +61,7 @@ class Residuals:
     ) -> None:
         self.table, self.model, self.target = table, model, model.common.task.targets[0]
         self.folder, self._told, self._of, self._done, self._say = folder, told, of, 0, say
+        self._warned: set[str] = set()
 
     def lessons(self, rows: Sequence[Row], options: Options) -> dict[str, list[Lesson]]:
         """Give by patient, for every visit, what a head is fitted on; on the model grid."""
@@ -112,8 +113,10 @@ class Residuals:
     def _walk(self, rows: Sequence[Row], options: Options) -> Iterator[tuple[Row, Path, Volume]]:
         for row in rows:
             base, volume = self._translated(row, options)
-            if warning := read_json(base.with_name(f"{base.name}.json")).get("input_warning"):
+            warning = read_json(base.with_name(f"{base.name}.json")).get("input_warning")
+            if warning and row.name not in self._warned:  # rows are walked more than once
                 self._say(f"{row.name} is {warning}")
+                self._warned.add(row.name)
             yield row, base, volume
             self._done += 1
             self._told(self._done, self._of, row.name)

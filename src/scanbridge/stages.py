@@ -17,6 +17,8 @@ from scanbridge.nets.memory import channels_last
 from scanbridge.runs.checkpoint import load_tensors
 
 WEIGHTS = "weights.safetensors"
+LEARNED_FROM = "learned_from"
+"""Among the facts of weights that were taken over: SHA-256 of the images that they were trained on."""
 
 
 def open_stage(stage: Stage, run: Path, device: torch.device) -> tuple[Fitted, dict[str, Any]]:
@@ -77,13 +79,14 @@ def borrowed(stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
 
 
 def learned_from(stage: Stage) -> set[str]:
-    """Give the SHA-256 of all images that weights of another run were trained on, from that run's ``cohort.json``."""
-    path = (stage.weights or Path()).parent.parent / "cohort.json"
-    cohort = read_json(path, "give the stage's folder inside its run: who trained it decides who may be judged")
+    """Give the SHA-256 of all images that weights of another run were trained on, there or before they came there."""
+    folder = stage.weights or Path()
+    path, remedy = folder.parent.parent / "cohort.json", "give the stage's folder inside its run: who trained it counts"
+    cohort, facts = read_json(path, remedy), load_tensors(folder / WEIGHTS)[1]
     try:
         people = set(cohort["split"]["train"])
         entries = [entry for entry in cohort["content"].values() if entry["subject"] in people]
-        return {digest for entry in entries for digest in entry["images"].values()}
+        return {digest for entry in entries for digest in entry["images"].values()} | set(facts.get(LEARNED_FROM, ()))
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path} lacks what training wrote ({error!r})", "the file as it was written") from None
 
@@ -96,7 +99,8 @@ def take_over(stage: Stage, run: Path, facts: Mapping[str, Any], own: Mapping[st
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(folder / WEIGHTS) as beside:
         shutil.copyfile(stage.weights / WEIGHTS, beside)
-    write_json((folder / WEIGHTS).with_suffix(".json"), {**facts, **own, "from": str(stage.weights)})
+    origin = {"from": str(stage.weights), LEARNED_FROM: sorted(learned_from(stage))}
+    write_json((folder / WEIGHTS).with_suffix(".json"), {**facts, **own, **origin})
 
 
 def _refuse_another(stage: Stage, facts: Mapping[str, Any], file: Path) -> None:

@@ -19,6 +19,7 @@ from lightning_fabric import Fabric
 from scanbridge.bridge.sample import DEFAULT_RESIDUAL_SCALE
 from scanbridge.ceiling import note_ceiling
 from scanbridge.data.cache import Case
+from scanbridge.data.cohort import Row
 from scanbridge.data.intensity import amplified, gain_to, median_of
 from scanbridge.errors import UserError
 from scanbridge.files import read_json, sha256, write_json, write_text
@@ -35,6 +36,9 @@ from scanbridge.runs.config import Train
 from scanbridge.runs.lock import locked
 from scanbridge.runs.pictures import save_strip
 from scanbridge.stages import borrowed, learned_from, open_stage, take_over
+
+Content = dict[str, dict[str, Any]]
+"""By row: ``subject``, and ``images``, SHA-256 by column."""
 
 
 def train_run(
@@ -78,7 +82,8 @@ def _train(
     stages = plan.method.stages(plan.config, targets)
     waiting = [stage for stage in stages if not (run / "stages" / stage.name / "weights.json").is_file()]
     given = borrowed(stages) if any(stage.weights for stage in waiting) else {}
-    _refuse_leak(plan, [stage for stage in waiting if stage.weights])
+    content = _content(plan)
+    _refuse_leak(plan, content, [stage for stage in waiting if stage.weights])
     cases = prepare_rows(plan, plan.rows("train"), cache)
     median = _source_median(plan, cases)
     val = prepare_rows(plan, plan.rows("val"), cache) if settings.keep == "best" else []
@@ -87,7 +92,7 @@ def _train(
     people = _Tensors(cases)
     at_first = stages[0].fit(people, Fitted())  # before anything is written: it may refuse these people
     if fabric.is_global_zero:
-        _describe(plan, run, cases, median)
+        _describe(plan, run, content, cases, median)
         for stage in waiting:
             if stage.weights is not None:
                 take_over(stage, run, given[stage.name], _origin(plan, run))
@@ -142,12 +147,29 @@ def _own_settings(stage: Stage, settings: Train) -> Train:
     return settings.model_copy(update={name: value for name, value in own.items() if value is not None})
 
 
-def _refuse_leak(plan: Plan, stages: Sequence[Stage]) -> None:
+def _content(plan: Plan) -> Content:
+    """Give by row whose it is, and the SHA-256 of its images; refuse an image that stands in two parts of the split."""
+    columns, part_of = _columns(plan), {name: part for part, people in plan.split.items() for name in people}
+    found, first = Content(), dict[str, Row]()
+    for row in plan.cohort.rows:
+        images = {column: sha256(file) for column, file in row.images.items() if column in columns}
+        for column, digest in images.items():
+            other = first.setdefault(digest, row)
+            if part_of[other.subject] != part_of[row.subject]:
+                raise UserError(
+                    f"{row.images[column]} ({row.name}, {part_of[row.subject]}) is an image of {other.name} too, "
+                    f"who is in '{part_of[other.subject]}'",
+                    "each person in one part of the split",
+                    "find out whose scan it is: 'scanbridge check' names all copies",
+                )
+        found[row.name] = {"subject": row.subject, "images": images}
+    return found
+
+
+def _refuse_leak(plan: Plan, content: Content, stages: Sequence[Stage]) -> None:
     """Refuse weights that were trained on an image of somebody whom this run sets apart."""
-    if not stages:
-        return
     apart = [row for part in ("test", "val", "calibration") for row in plan.rows(part)]
-    digests = {sha256(row.images[c]): row.images[c] for row in apart for c in row.images if c in _columns(plan)}
+    digests = {digest: row.images[c] for row in apart for c, digest in content[row.name]["images"].items()}
     for stage in stages:
         seen = digests.keys() & learned_from(stage)
         if seen:
@@ -188,15 +210,8 @@ class _Stop:
         return self.signal is not None
 
 
-def _describe(plan: Plan, run: Path, cases: Sequence[Case], median: float | None) -> None:
+def _describe(plan: Plan, run: Path, content: Content, cases: Sequence[Case], median: float | None) -> None:
     """Write what the run is, or hold it against what the folder already says."""
-    content = {
-        row.name: {
-            "subject": row.subject,
-            "images": {c: sha256(row.images[c]) for c in row.images if c in _columns(plan)},
-        }
-        for row in plan.cohort.rows
-    }
     scales = {
         name: _mean_scale([case.scales[name] for case in cases if name in case.scales])
         for name in (plan.common.task.source, *plan.common.task.targets)

@@ -93,8 +93,8 @@ def recipe(model: Model, target: str, content: str, options: Options) -> dict[st
 def is_done(path: Path, wanted: dict[str, Any], *, overwrite: bool | None) -> bool:
     """Say whether the translation at ``path`` (its JSON) is there and was made with just these settings.
 
-    One that lacks nothing but the interval is not done, and is not refused either: nothing in it will change.
-    `overwrite` is None where the user has no such choice.
+    One that lacks nothing but the interval is not done, and is not refused either: its estimate will not change.
+    `overwrite` is None where the user has no such choice; where it is on, what cannot be read is not done.
 
     Raises
     ------
@@ -104,7 +104,13 @@ def is_done(path: Path, wanted: dict[str, Any], *, overwrite: bool | None) -> bo
     if not path.is_file():
         return False
     remedy = "use another --out" if overwrite is None else "use --overwrite, or another --out"
-    made = read_json(path, remedy).get("recipe")
+    try:
+        held = read_json(path, remedy)
+    except UserError:
+        if overwrite:
+            return False
+        raise
+    made = held.get("recipe") if isinstance(held, dict) else None
     if made == wanted:
         return True
     if overwrite or made == {k: v for k, v in wanted.items() if k != "calibration"}:
@@ -185,7 +191,7 @@ def facts_of(model: Model, target: str, made: Translation) -> dict[str, Any]:
     scale: Scale = model.scales[target]
     said = made.facts["interval"]
     promised = "low and high are calibrated; by itself this map is a ranking"
-    ranking = f"standard deviation, a ranking and not a promise: {said.get('none')}"
+    ranking = f"high where the model is unsure; a ranking and not a promise: {said.get('none')}"
     return {
         "target": target,
         "method": model.common.method,

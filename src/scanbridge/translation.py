@@ -131,6 +131,7 @@ def translate_volume(
     target = chosen_target(model, options.target)
     check_quality(model, options)
     calibration, why = calibration_for(model, target, options)
+    head = head_for(model, calibration)
     prepared = prepare_source(model, volume, options.foreground)
     scale = model.scales[target]
 
@@ -163,7 +164,7 @@ def translate_volume(
         facts["draws"] = _of_all(made)
     spread = torch.from_numpy(moments.spread) if moments.n > 1 else None
     data = home(estimate.volumes[0])
-    made_of = Drawn(estimate, spread, torch.from_numpy(prepared.source), head_for(model, calibration))
+    made_of = Drawn(estimate, spread, torch.from_numpy(prepared.source), head)
     raw = signals_of(made_of)
     shown = next(name for name in (HEAD, "spread", WINDOWS, *raw) if name in raw)
     needed = raw if calibration is None else {shown, calibration.signal}  # others would be resampled for nobody

@@ -26,7 +26,9 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
     write_json(path.with_suffix(".json"), {**facts, "sha256": digest})
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(
+    path: Path, remedy: str = "restore it from a copy, or train again"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_tensors` wrote.
 
     Raises
@@ -34,19 +36,16 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     UserError
         If a file is missing or damaged, or the two do not belong together.
     """
-    facts = read_json(path.with_suffix(".json"), "train the run again, or restore the file from a copy")
+    facts = read_json(path.with_suffix(".json"), remedy)
     if not isinstance(facts, dict) or not path.is_file():
-        raise UserError(f"{path}: no such file", "weights in safetensors", "train the run, or restore the file")
+        raise UserError(f"{path}: no such file", "weights in safetensors", remedy)
     if sha256(path) != facts.get("sha256"):
-        raise UserError(
-            f"{path}: its bytes do not match {path.with_suffix('.json').name}",
-            "the file that the run wrote",
-            "restore it from a copy, or train again",
-        )
+        what = f"{path}: its bytes do not match {path.with_suffix('.json').name}"
+        raise UserError(what, "the file that the run wrote", remedy)
     try:
         return load_file(path), facts
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not readable ({error})", "a safetensors file", "restore it from a copy") from None
+        raise UserError(f"{path}: not readable ({error})", "a safetensors file", remedy) from None
 
 
 class Generations:
