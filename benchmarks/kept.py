@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,11 +28,7 @@ def trained(asked: argparse.Namespace, run: Path, cohort: Path, settings: Sequen
             told[0] = p.images + p.of // 10
 
     plan = plan_run(asked.config, cohort, [*asked.settings, f"train.seed={asked.seed}", *settings])
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    code = train_run(plan, run, cache=asked.runs / "cache", say=print, on_progress=progress)
-    for number, handler in handlers.items():  # a training notes signals, and afterwards nobody would read its note
-        signal.signal(number, handler)
-    if code:
+    if code := train_run(plan, run, cache=asked.runs / "cache", say=print, on_progress=progress):
         sys.exit(code)
     return run
 

@@ -21,8 +21,8 @@ FOUNDATION = {"errors", "files", "strict"}
 ENGINE = {*FOUNDATION, "bridge", "data", "methods", "runs"}
 CHOICES = {"options", "signals", "head", "calibration"}
 VERBS = {
-    *("check", "simulate", "info", "truth", "display", "judge", "evaluate", "evaluation_page", "compare"),
-    *("calibrate", "residuals", "ablate", "ablation_page", "trials", "downstream", "probe", "branches"),
+    *("check", "simulate", "info", "truth", "display", "judge", "evaluate", "evaluation_page"),
+    *("calibrate", "residuals", "ablate", "ablation_page", "trials", "downstream", "branches"),
 }
 
 # unit: the units of ours that it may import, itself aside
@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "head": {*ENGINE, "nets.unet", "nets.memory"},
     "calibration": {*ENGINE, "model", "options", "signals", "head", "metrics.conformal"},
     "translation": {*ENGINE, *CHOICES, "model", "likeness", "metrics.draws"},
-    "forecast": {*ENGINE, *CHOICES, "model", "translation"},
+    "forecast": {*ENGINE, *CHOICES, "nets.memory", "model", "translation"},
     "translate": {*ENGINE, *CHOICES, "model", "translation", "forecast"},
     "api": {"data", "model", "options", "translation"},
     "report": {"errors", "metrics"},  # tables and arrays in, a page out

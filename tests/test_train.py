@@ -149,6 +149,42 @@ def test_folds_change_the_bridge_alone_and_end_with_the_same_bits_after_a_kill(c
         assert weights(tmp_path / "whole", stage) == weights(folded, stage)
 
 
+def test_what_a_network_draws_by_itself_is_the_same_after_a_kill(cohort, tmp_path):
+    words = {
+        name: usual(cohort, tmp_path / name, "network.dropout=0.3", config="regression-small.toml") for name in "ab"
+    }
+    done(scanbridge(*words["a"]))
+    assert child(words["b"], tmp_path / "log", strike=Strike(FIT, "_update", 9)).wait().code == -signal.SIGKILL
+    done(scanbridge(*words["b"]))
+    assert weights(tmp_path / "a", "regression") == weights(tmp_path / "b", "regression")
+
+
+def test_what_one_part_of_a_batch_logs_stays_in_the_mean(cohort, tmp_path, monkeypatch):
+    stages, calls = regression.stages, itertools.count()
+
+    def every_other(config, targets):
+        (stage,) = stages(config, targets)
+        return (replace(stage, loss=lambda *given: (stage.loss(*given)[0], {} if next(calls) % 2 else {"first": 1.0})),)
+
+    monkeypatch.setattr(regression, "stages", every_other)
+    often = ("train.accumulate=2", "train.log_every=4")
+    done(scanbridge(*usual(cohort, tmp_path / "run", *often, config="regression-small.toml")))
+    lines = read_log(tmp_path / "run" / "stages" / "regression" / "log.jsonl")
+    assert {line["first"] for line in lines} == {0.5}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU of CUDA here")
+@pytest.mark.parametrize("preset", ["ct2mri-small.toml", "bbdm-small.toml", "regression-small.toml"])
+def test_a_training_and_its_translations_run_on_a_gpu(cohort, tmp_path, preset):
+    folds = () if preset.startswith("regression") else ("regression.folds=2", "regression.fold_images=16")
+    words = usual(cohort, tmp_path / "run", "train.picture_every=8", *folds, config=preset)
+    words[words.index("cpu")] = "cuda"
+    done(scanbridge(*words))
+    scan = cohort.parent / "p4" / "p4_flair.nii.gz"
+    done(scanbridge("translate", tmp_path / "run", scan, "--out", tmp_path / "out", "--device", "cuda"))
+
+
 CHOSEN = ('train.keep="best"', 'split.val=["p3"]', 'train.schedule="constant"', "train.learning_rate=0.02")
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from scanbridge import __version__
 from scanbridge.files import write_json, write_text
 from scanbridge.judge import Judged
-from scanbridge.metrics.statistics import FEW, leaders, paired, summarise
+from scanbridge.metrics.statistics import FAMILY, FEW, leaders, paired, summarise
 from scanbridge.report.figures import Dots, Series, dot_plot, training_curves
 from scanbridge.report.page import ReportContext, Subject, render
 from scanbridge.report.picture import Picture
@@ -22,8 +22,6 @@ from scanbridge.report.tables import Cell, Line, Table, interval, is_floor, metr
 from scanbridge.trials import Trial, Trials, as_settings
 
 REGION = "foreground"
-TESTED = ("psnr", "ssim_3d", "mae")
-"""Named in advance: the family of the paired tests."""
 MARKED = ("psnr", "mae")
 """Of regions that masks mark."""
 SHOWN = ("psnr", "ssim_3d", "mae", "sharpness", "slice_style_axial", "slice_shape_axial")
@@ -128,8 +126,8 @@ def _compared(frame: pd.DataFrame, about: Ablation) -> list[dict[str, Any]]:
     """Hold each row against the full method: one family; then the full method against its first call and the floors."""
     full, *others = about.rows
     references = [run for run in _runs(frame, about) if run not in about.rows]
-    found = paired(frame, full, TESTED, REGION, runs=others)
-    return found + [line for run in references for line in paired(frame, run, TESTED, REGION, runs=[full])]
+    found = paired(frame, full, FAMILY, REGION, runs=others)
+    return found + [line for run in references for line in paired(frame, run, FAMILY, REGION, runs=[full])]
 
 
 def _runs(frame: pd.DataFrame, about: Ablation) -> list[str]:
@@ -142,7 +140,7 @@ def _runs(frame: pd.DataFrame, about: Ablation) -> list[str]:
 def _markdown(frame: pd.DataFrame, summary: Sequence[Mapping[str, Any]], about: Ablation, one: Judged) -> str:
     """Give the tables as text."""
     shown = [row for run in _runs(frame, about) for row in summary if row["run"] == run]
-    best = leaders(frame[frame["run"].isin(_runs(frame, about))], TESTED, REGION)
+    best = leaders(frame[frame["run"].isin(_runs(frame, about))], FAMILY, REGION)
     main = summary_table(
         shown, SHOWN, caption=REGION, target=about.target, regions=[REGION], leaders=best, explained=True
     )
@@ -152,17 +150,11 @@ def _markdown(frame: pd.DataFrame, summary: Sequence[Mapping[str, Any]], about: 
     )
     n = frame["subject"].nunique()
     tables = [main, inside, differences_table(frame, about), *(people_tables(frame, about) if n < FEW else [])]
-    facts = [*about.data, ("Metrics", _metrics(one)), *about.settings, ("scanbridge", __version__)]
+    facts = [*about.data, ("Metrics", one.measured), *about.settings, ("scanbridge", __version__)]
     head = [f"# {about.title}: {about.source} to {about.target}, {patients(n)}", ""]
     return "\n".join(
         [*head, *(f"- {name}: {text}" for name, text in facts), "", *map(as_markdown, filter(None, tables))]
     )
-
-
-def _metrics(one: Judged) -> str:
-    on = "the target's own grid" if one.on == "target" else "the model grid"
-    unit = "share of the target's own 0.5 to 99.5 percentile range" if one.unit == "1" else one.unit
-    return f"on {on} ({' x '.join(f'{step:.3g}' for step in one.spacing)} mm), {REGION} of the source; unit: {unit}"
 
 
 def differences_table(frame: pd.DataFrame, about: Ablation) -> Table:
@@ -221,10 +213,10 @@ def _page(frame: pd.DataFrame, summary: Sequence[Mapping[str, Any]], about: Abla
             source=about.source,
             targets=[about.target],
             title=f"{about.title}: {about.source} to {about.target}",
-            data=[*about.data, ("Metrics", _metrics(judged[0]))],
+            data=[*about.data, ("Metrics", judged[0].measured)],
             summary=[row for run in runs for row in summary if row["run"] == run],
             paired=_compared(frame, about),
-            leaders=leaders(frame[frame["run"].isin(runs)], TESTED, REGION),
+            leaders=leaders(frame[frame["run"].isin(runs)], FAMILY, REGION),
             plots=[_dots(frame, summary, runs)],
             subjects=_subjects(judged, about),
             training=_training(about),

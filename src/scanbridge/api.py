@@ -26,7 +26,7 @@ class Run:
     folder
         A run folder made by ``scanbridge train``.
     device
-        auto, cpu, cuda or mps.
+        auto, cpu or cuda.
     """
 
     def __init__(self, folder: str | Path, *, device: str = "auto") -> None:
@@ -48,7 +48,8 @@ class Run:
         affine
             (4, 4) voxel to mm, RAS+; needed with an array.
         options
-            As in `Options`: target, samples, seed, calls, order, grid, eta, temperature, style, interval.
+            As in `Options`: target, quality, samples, seed, calls, order, grid, eta, temperature, style, foreground,
+            interval.
 
         Returns
         -------

@@ -14,7 +14,7 @@ CohortOption = Annotated[Path, typer.Option("--cohort", help="The cohort's table
 Style = Annotated[str | None, typer.Option("--style", help="average, nearest, or a scan whose look to take.")]
 On = Annotated[str, typer.Option("--on", help="Grid of the metrics: target (its own) or model.")]
 Samples = Annotated[int, typer.Option("--samples", min=0, help="Draws to judge beside the estimate; 2 at least.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: --set train.images=8000.")]
 Cache = Annotated[Path | None, typer.Option("--cache", help="Where scans on the model grid are kept.")]
 

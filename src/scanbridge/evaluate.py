@@ -13,18 +13,16 @@ from scanbridge.calibration import Calibration
 from scanbridge.data.cohort import Cohort, Row, read_cohort
 from scanbridge.errors import UserError, nearest
 from scanbridge.evaluation_page import page_of
-from scanbridge.files import atomic, make_folder, read_json, sha256, write_json, write_text
+from scanbridge.files import make_folder, read_json, sha256, write_json, write_text
 from scanbridge.judge import Judged, Product, judge_floors, judge_run, judge_truth
 from scanbridge.metrics.floors import Floors
-from scanbridge.metrics.statistics import leaders, paired, summarise
+from scanbridge.metrics.statistics import FAMILY, leaders, paired, summarise
 from scanbridge.model import Model
 from scanbridge.options import Options
 from scanbridge.translate import stem
 from scanbridge.truth import On, load_truth
 
 PARTS = ("test", "val", "calibration", "external")
-METRICS = ("psnr", "ssim_3d", "mae")
-"""Named in advance: the family of the paired tests."""
 ORACLE = "(oracle)"
 OF_DRAWS: tuple[Product, ...] = ("mean", "draw")
 """Kinds of products that are compared among themselves alone."""
@@ -235,18 +233,19 @@ def write_evaluation(
     estimates = _frame(judged, "estimate")
     ranked = estimates[~estimates["run"].str.contains(ORACLE, regex=False)]
     summary = summarise(frame)
-    subjects = list(dict.fromkeys(each.subject for each in judged))
+    people = list(dict.fromkeys(each.subject for each in judged))
     page = page_of(
         judged,
         models,
         summary=summary,
         comparisons=_compared(estimates, _pairs(list(dict.fromkeys(estimates["run"])), models)),
         among_draws=[row for product in OF_DRAWS for row in _among(_frame(judged, product), models)],
-        leading=leaders(ranked, METRICS, "foreground"),
-        facts={**facts, "subjects": subjects},
+        leading=leaders(ranked, FAMILY, "foreground"),
+        facts={**facts, "subjects": people},
     )
-    _write_csv(out / "metrics.csv", frame)
-    _write_csv(out / "subjects.csv", _subjects([each for each in judged if each.product != "truth"]))
+    subjects = _subjects([each for each in judged if each.product != "truth"])
+    write_text(out / "metrics.csv", frame.to_csv(index=False))
+    write_text(out / "subjects.csv", subjects.to_csv(index=False))
     write_json(out / "summary.json", summary)
     write_text(out / "report.html", page)
     return out / "report.html"
@@ -259,7 +258,7 @@ def _frame(judged: Sequence[Judged], product: Product | None = None) -> pd.DataF
 
 
 def _compared(frame: pd.DataFrame, pairs: Iterable[tuple[str, list[str]]]) -> list[dict[str, Any]]:
-    return [row for reference, runs in pairs for row in paired(frame, reference, METRICS, "foreground", runs=runs)]
+    return [row for reference, runs in pairs for row in paired(frame, reference, FAMILY, "foreground", runs=runs)]
 
 
 def _among(frame: pd.DataFrame, models: Mapping[str, Model]) -> list[dict[str, Any]]:
@@ -323,14 +322,12 @@ def choose_rows(table: Cohort, models: Mapping[str, Model], task: tuple[str, str
             "people that the runs set apart",
             "use --split external for a new cohort, or train with --set split.test=[...]",
         )
-    for name, model in models.items():
-        seen = model.trained_on
-        for row in rows:
-            for column in task:
-                if sha256(row.images[column]) in seen:
-                    raise UserError(
-                        f"{name} was trained on {row.images[column]} ({row.name})", "people it has not seen"
-                    )
+    seen = {name: model.trained_on for name, model in models.items()}
+    for row in rows:
+        for file in (row.images[column] for column in task):
+            digest = sha256(file)
+            for name in (name for name, digests in seen.items() if digest in digests):
+                raise UserError(f"{name} was trained on {file} ({row.name})", "people it has not seen")
     return rows
 
 
@@ -350,8 +347,3 @@ def _subjects(judged: Sequence[Judged]) -> pd.DataFrame:
             row |= {f"spearman_{rank.name}": rank.spearman, f"aurc_{rank.name}": rank.curve.area}
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _write_csv(path: Path, frame: pd.DataFrame) -> None:
-    with atomic(path) as beside:
-        frame.to_csv(beside, index=False)

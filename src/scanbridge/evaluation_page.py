@@ -75,13 +75,10 @@ def page_of(
 
 def _data(models: Mapping[str, Model], one: Judged, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     train = {name: len(model.cohort["split"]["train"]) for name, model in models.items()}
-    on = "the target's own grid" if one.on == "target" else "the model grid"
-    spacing = " x ".join(f"{step:.3g}" for step in one.spacing)
-    unit = "share of the target's own 0.5 to 99.5 percentile range" if one.unit == "1" else one.unit
     return [
         ("Judged", f"{len(facts['subjects'])} scans, '{facts['split']}' of {facts['cohort']}"),
         ("Trained on", "; ".join(f"{name}: {n} people" for name, n in train.items())),
-        ("Metrics", f"on {on} ({spacing} mm), foreground of the source; unit: {unit}"),
+        ("Metrics", one.measured),
         ("Products", "rows named after a run are its estimate; ':one-call' is the same network's first call"),
         ("Weights", "; ".join(f"{label}: {model.weights[stage][:12]}" for label, model, stage in _stages(models))),
     ]

@@ -8,8 +8,6 @@ numbers of processes, sees the same images, times and noise.
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -26,15 +24,15 @@ from scanbridge.data.cache import Case
 from scanbridge.data.items import ItemArrays, Items
 from scanbridge.errors import UserError
 from scanbridge.methods.base import Batch, Fitted, Stage
-from scanbridge.nets.memory import channels_last
+from scanbridge.nets.memory import channels_last, peak_memory
 from scanbridge.runs.checkpoint import Generations, save_tensors
 from scanbridge.runs.config import Augment, Train
 from scanbridge.runs.log import Log
 from scanbridge.state import Best, State, averaged, fresh_state
 
 MOST_ROLLBACKS = 3
-MOST_JUDGES = 256
-"""Windows of the val subjects that a checkpoint is judged on."""
+MOST_VAL_ITEMS = 256
+"""Windows of the val subjects that the loss of a checkpoint is taken over."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +73,10 @@ def train_stage(
         If the loss is not finite after `MOST_ROLLBACKS` returns to the last good state.
     """
     items = items_of(stage, settings, cases, targets)
-    judges = items_of(stage, _unchanged(settings, items.size), val, targets) if val and stage.judged else None
+    val_items = items_of(stage, _unchanged(settings, items.size), val, targets) if val and stage.judged else None
     generations = Generations(folder)
     state = fresh_state(stage, settings, fabric)
-    own = Fitted(state.networks, {name: value.to(fabric.device) for name, value in statistics.items()})
-    fitted = before | own
+    fitted = before | _on(fabric.device, state.networks, statistics)
     resumed = state.load(generations)
     if not resumed and fabric.is_global_zero:
         state.save(generations)
@@ -93,8 +90,8 @@ def train_stage(
                 continue
             rate = (state.images - first) / (time.monotonic() - started)
             rests = _passed(since, state.images, settings.checkpoint_every)
-            if judges is not None and (rests or state.images >= settings.images):
-                parts["val_loss"] = _judge(stage, settings, judges, state, fitted, fabric.device)
+            if val_items is not None and (rests or state.images >= settings.images):
+                parts["val_loss"] = _validate(stage, settings, val_items, state, fitted, fabric.device)
             if _passed(since, state.images, settings.log_every) or "val_loss" in parts:
                 log.write(state.images, loss=loss, rate=rate, lr=state.optimizer.param_groups[0]["lr"], **parts)
             on_progress(Progress(stage.name, state.images, settings.images, loss, rate))
@@ -126,12 +123,12 @@ def _unchanged(settings: Train, size: Sequence[int]) -> Train:
     return settings.model_copy(update={"augment": still, "size": list(size)})
 
 
-def _judge(stage: Stage, settings: Train, items: Items, state: State, fitted: Fitted, device: torch.device) -> float:
+def _validate(stage: Stage, settings: Train, items: Items, state: State, fitted: Fitted, device: torch.device) -> float:
     """Give the loss of the averaged weights on the val subjects, and note the weights if it is the lowest.
 
     Windows, times and noise are the same every time, so that two losses differ by the weights alone.
     """
-    total, n = 0.0, min(len(items), MOST_JUDGES)
+    total, n = 0.0, min(len(items), MOST_VAL_ITEMS)
     networks = state.networks.values()
     with averaged(state):
         for network in networks:
@@ -149,6 +146,14 @@ def _judge(stage: Stage, settings: Train, items: Items, state: State, fitted: Fi
     if mean < (math.inf if state.best is None else state.best.loss):  # which NaN never is
         state.best = Best({name: value.clone() for name, value in state.average.items()}, mean, state.images)
     return mean
+
+
+def _on(device: torch.device, networks: Mapping[str, Any], statistics: Mapping[str, Tensor]) -> Fitted:
+    """Give what a stage itself has made so far, on the device that it trains on."""
+    return Fitted(
+        {name: network.to(device) for name, network in networks.items()},
+        {name: value.to(device) for name, value in statistics.items()},
+    )
 
 
 def items_of(stage: Stage, settings: Train, cases: Sequence[Case], targets: Sequence[str]) -> Items:
@@ -182,11 +187,13 @@ def _update(
         with ExitStack() as accumulating:
             for network in state.networks.values():
                 accumulating.enter_context(fabric.no_backward_sync(network, enabled=index < len(chunks) - 1))
-            loss, told = stage.loss(fitted, batch, ItemNoise(seeds, fabric.device))
+            torch.manual_seed(seeds[0] % 2**32)  # of dropout: what a network draws itself depends on the image, too
+            loss, logged = stage.loss(fitted, batch, ItemNoise(seeds, fabric.device))
             loss = loss * (len(chunk) / len(share))
             fabric.backward(loss)
         total += loss.detach()
-        parts = {name: parts.get(name, 0.0) + value * len(chunk) / len(share) for name, value in told.items()}
+        for name, value in logged.items():
+            parts[name] = parts.get(name, 0.0) + value * len(chunk) / len(share)
     reduced = fabric.all_reduce(total, reduce_op="mean")
     mean = float(reduced) if isinstance(reduced, Tensor) else math.nan
     if math.isfinite(mean) and not _step(settings, state):
@@ -265,15 +272,16 @@ def forecast(
     targets: Sequence[str],
     fabric: Fabric,
     before: Fitted,
+    statistics: Mapping[str, Tensor],
 ) -> str:
     """Run one update's worth of work without updating and say what the training will need.
 
-    `before` holds the earlier stages and this one's statistics.
+    `before` holds the earlier stages; `statistics` is what this one has fitted.
     """
     items = items_of(stage, settings, cases, targets)
     networks = {name: channels_last(net) for name, net in stage.build().items()}
     n_parameters = sum(p.numel() for net in networks.values() for p in net.parameters())
-    fitted = before | Fitted({n: net.to(fabric.device) for n, net in networks.items()})
+    fitted = before | _on(fabric.device, networks, statistics)
     numbers = list(range(settings.batch_size // fabric.world_size // settings.accumulate or 1))
     seconds = []
     for _ in range(2):
@@ -282,10 +290,10 @@ def forecast(
         with fabric.autocast():
             loss, _ = stage.loss(fitted, batch, ItemNoise([stable_seed("probe", n) for n in numbers], fabric.device))
         loss.backward()  # type: ignore[no-untyped-call]
+        float(loss.detach())  # waits for a device that computes by itself
         seconds.append(time.monotonic() - start)
     left = settings.images * min(seconds) / len(numbers) / fabric.world_size
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
-    memory = peak + 16 * n_parameters / 2**30
+    memory = (peak_memory(fabric.device) + 16 * n_parameters) / 2**30
     return (
         f"{stage.name}: {n_parameters / 1e6:.2f} M parameters, {len(items):,} windows of {len(cases)} scans, "
         f"{settings.images:,} images; about {left / 60:.0f} min and {memory:.1f} GiB on {fabric.device}"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +16,7 @@ from scanbridge.data.nifti import read
 from scanbridge.errors import UserError
 from scanbridge.methods.base import Effort, Foreseeable, Product, Request
 from scanbridge.model import Model
+from scanbridge.nets.memory import peak_memory
 from scanbridge.options import Options
 from scanbridge.translation import Prepared, chosen_target, prepare_source
 
@@ -102,7 +101,5 @@ def _seconds_of_a_pass(model: Model, prepared: Prepared, request: Request, effor
 def _memory(device: torch.device, prepared: Prepared, samples: int) -> str:
     """Say how much memory a scan needs: what a batch of windows took, and the volumes of the walk."""
     held = 4 * (VOLUMES + MOMENTS * (samples > 0)) * math.prod(prepared.source.shape)
-    if device.type == "cuda":
-        return f", {(torch.cuda.max_memory_allocated(device) + held) / 1e9:.1f} GB of its memory"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return f", {(peak + held) / 1e9:.1f} GB of memory"
+    whose = "its memory" if device.type == "cuda" else "memory"
+    return f", {(peak_memory(device) + held) / 1e9:.1f} GB of {whose}"

@@ -104,6 +104,14 @@ class Judged:
     product: Product = "estimate"
     input: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def measured(self) -> str:
+        """Where and in which unit the metrics are, for a reader."""
+        on = "the target's own grid" if self.on == "target" else "the model grid"
+        spacing = " x ".join(f"{step:.3g}" for step in self.spacing)
+        unit = "share of the target's own 0.5 to 99.5 percentile range" if self.unit == "1" else self.unit
+        return f"on {on} ({spacing} mm), foreground of the source; unit: {unit}"
+
     def value(self, metric: str, region: str = "foreground") -> float | None:
         """Give one metric in one region."""
         return next((r["value"] for r in self.rows if (r["metric"], r["region"]) == (metric, region)), None)

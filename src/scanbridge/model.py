@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, TypeAdapter
 from torch.nn.functional import pad
 
-from scanbridge.data.box import box_of, take, widened
+from scanbridge.data.box import Box, box_of, take, widened
 from scanbridge.data.cohort import Cohort, ImageSpec
 from scanbridge.data.intensity import Scale, amplified, gain_to
 from scanbridge.errors import UserError, nearest
@@ -86,7 +86,6 @@ class Model:
         *,
         device: str = "auto",
         settings: Sequence[str] = (),
-        precision: Precision | Literal["auto"] = "auto",
     ) -> Model:
         """Open a run folder; nothing in it is executed.
 
@@ -98,8 +97,6 @@ class Model:
             auto, or a device as torch names it.
         settings
             ``a.b=c`` changes of the method's tables that its weights allow, for ablations: a walk, a corrector.
-        precision
-            What the networks compute in; auto is what is faster on the device.
 
         Raises
         ------
@@ -136,7 +133,7 @@ class Model:
             weights=weights,
             borrowed_from=frozenset(theirs),
             device=place,
-            precision=precision_of(precision, place),
+            precision=precision_of("32-true" if common.train.precision == "32-true" else "auto", place),
         )
 
     @property
@@ -169,22 +166,18 @@ class Model:
             raise UserError("the source has no foreground", "a scan with something in it", "look at it with 'check'")
         if self.source_median is not None:
             source = amplified(source, gain_to(self.source_median, source, foreground))
-        box = box_of(foreground)
-        rows, columns = (widened(span, size) for span, size in zip(box[1:], self.item_size, strict=True))
-        seen = torch.from_numpy(take(source, (box[0], rows, columns), BACKGROUND))[None].to(self.device)
+        seen, box, (rows, columns) = self._seen(source, foreground)
         if request.residual_scale is None:
             request = replace(request, residual_scale=self.residual_scale)
         with torch.inference_mode(), computing_in(self.precision, self.device):
             draws = self.translator.draw(seen, request)
-        spans = zip(box[1:], (rows, columns), strict=True)
-        inner_rows, inner_columns = (slice(b.start - s.start, b.stop - s.start) for b, s in spans)
         edges = [(b.start, n - b.stop) for b, n in zip(box, source.shape, strict=True)]
         around = [length for edge in reversed(edges) for length in edge]
         return replace(
             draws,
-            volumes=pad(draws.volumes[..., inner_rows, inner_columns].clamp(-1, 1), around, value=BACKGROUND),
-            uncertainty=pad(draws.uncertainty[..., inner_rows, inner_columns], around),
-            signals={name: pad(each[..., inner_rows, inner_columns], around) for name, each in draws.signals.items()},
+            volumes=pad(draws.volumes[..., rows, columns].clamp(-1, 1), around, value=BACKGROUND),
+            uncertainty=pad(draws.uncertainty[..., rows, columns], around),
+            signals={name: pad(each[..., rows, columns], around) for name, each in draws.signals.items()},
         )
 
     def refuse_table(self, table: Cohort, name: str) -> None:
@@ -219,15 +212,19 @@ class Model:
         run = getattr(self.translator, "reconstruct", None)
         if run is None:
             return None
-        box = box_of(foreground)
-        rows, columns = (widened(span, size) for span, size in zip(box[1:], self.item_size, strict=True))
-        seen = torch.from_numpy(take(image, (box[0], rows, columns), BACKGROUND))[None].to(self.device)
+        seen, box, (rows, columns) = self._seen(image, foreground)
         with torch.inference_mode(), computing_in(self.precision, self.device):
             made = run(seen)[0].clamp(-1, 1).float().cpu().numpy()
         whole = np.full_like(image, BACKGROUND)
-        inner = (slice(b.start - s.start, b.stop - s.start) for b, s in zip(box[1:], (rows, columns), strict=True))
-        whole[box] = made[(slice(None), *inner)]
+        whole[box] = made[:, rows, columns]
         return whole
+
+    def _seen(self, image: NDArray[np.float32], foreground: NDArray[np.bool_]) -> tuple[torch.Tensor, Box, list[slice]]:
+        """Give what networks see of an image (1, d, h, w), the foreground's box, and its rows and columns in that."""
+        box = box_of(foreground)
+        around = [widened(span, size) for span, size in zip(box[1:], self.item_size, strict=True)]
+        inner = [slice(b.start - a.start, b.stop - a.start) for b, a in zip(box[1:], around, strict=True)]
+        return torch.from_numpy(take(image, (box[0], *around), BACKGROUND))[None].to(self.device), box, inner
 
 
 def device_of(name: str) -> torch.device:
@@ -238,7 +235,7 @@ def device_of(name: str) -> torch.device:
     UserError
         If this machine has no such device.
     """
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there = {"cpu": True, "cuda": torch.cuda.is_available()}
     if name == "auto":
         name = "cuda" if there["cuda"] else "cpu"
     try:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -53,8 +53,6 @@ class Options(Asked):
 
         A quality means the estimate.
         """
-        walk: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(Asked)}
-        quality = walk.pop("quality")
         return Request(
             target,
             subject,
@@ -63,8 +61,8 @@ class Options(Asked):
             seed=self.seed,
             style=style,
             on_call=on_call,
-            quality=quality if product == "estimate" else None,
-            **({} if self.samples and product != "draw" else walk),
+            quality=self.quality if product == "estimate" else None,
+            **({} if self.samples and product != "draw" else self.walk),
         )
 
     @property

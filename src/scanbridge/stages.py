@@ -39,7 +39,7 @@ def open_stage(stage: Stage, run: Path, device: torch.device) -> tuple[Fitted, d
             "the file as training wrote it",
             "restore it; a walk is changed with --calls, --order and --grid",
         )
-    made = Fitted(statistics=_under("statistics", tensors))
+    made = Fitted(statistics={name: value.to(device) for name, value in _under("statistics", tensors).items()})
     for name, network in stage.build().items():
         own = _under(name, tensors)
         _refuse_misfit(network, own, file)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, overload
+from typing import Any, Self, overload
 
 import numpy as np
 import torch
@@ -98,37 +98,38 @@ def _train(
                 take_over(stage, run, given[stage.name], _origin(plan, run))
                 say(f"{stage.name}: weights of {stage.weights}")
     fabric.barrier()
-    stop, before, hashes = _Stop(), Fitted(), dict[str, str]()
-    for stage in stages:
-        folder = run / "stages" / stage.name
-        if not (folder / "weights.json").is_file():
-            own = _own_settings(stage, settings)
-            statistics = at_first if stage is stages[0] else stage.fit(people, before)
-            folder.mkdir(parents=True, exist_ok=True)
-            say(forecast(stage, own, cases, targets, fabric, before | Fitted(statistics=statistics)))
-            picture = partial(_picture, plan, cases[0], folder) if stage is stages[-1] else _no_picture
-            finished = train_stage(
-                stage,
-                own,
-                cases,
-                targets,
-                folder,
-                fabric,
-                before=before,
-                statistics=statistics,
-                facts={**_origin(plan, run), "stage": stage.name, "before": dict(hashes)},
-                val=val,
-                on_progress=on_progress,
-                stop=stop,
-                picture=picture,
-            )
-            if not finished:
-                return 128 + (stop.signal or signal.SIGTERM)  # another process was asked to leave
-            if after := read_json(folder / "weights.json").get("kept_after"):
-                say(f"{stage.name}: the weights after {after:,} images are kept, the best on the val subjects")
-        if stage is not stages[-1]:
-            made, told = open_stage(stage, run, fabric.device)
-            before, hashes = before | made, {**hashes, stage.name: told["sha256"]}
+    before, hashes = Fitted(), dict[str, str]()
+    with _Stop() as stop:
+        for stage in stages:
+            folder = run / "stages" / stage.name
+            if not (folder / "weights.json").is_file():
+                own = _own_settings(stage, settings)
+                statistics = at_first if stage is stages[0] else stage.fit(people, before)
+                folder.mkdir(parents=True, exist_ok=True)
+                say(forecast(stage, own, cases, targets, fabric, before, statistics))
+                picture = partial(_picture, plan, cases[0], folder, fabric.device)
+                finished = train_stage(
+                    stage,
+                    own,
+                    cases,
+                    targets,
+                    folder,
+                    fabric,
+                    before=before,
+                    statistics=statistics,
+                    facts={**_origin(plan, run), "stage": stage.name, "before": dict(hashes)},
+                    val=val,
+                    on_progress=on_progress,
+                    stop=stop,
+                    picture=picture if stage is stages[-1] else _no_picture,
+                )
+                if not finished:
+                    return 128 + (stop.signal or signal.SIGTERM)  # another process was asked to leave
+                if after := read_json(folder / "weights.json").get("kept_after"):
+                    say(f"{stage.name}: the weights after {after:,} images are kept, the best on the val subjects")
+            if stage is not stages[-1]:
+                made, told = open_stage(stage, run, fabric.device)
+                before, hashes = before | made, {**hashes, stage.name: told["sha256"]}
     if fabric.is_global_zero and not (run / "done").is_file():
         _finish(plan, run, cache, cases, fabric.device)
         write_text(run / "done", "")
@@ -196,12 +197,18 @@ def _fabric(settings: Train, device: str) -> Fabric:
 
 
 class _Stop:
-    """Notes SIGTERM and Ctrl-C, so that the loop can save and leave between two updates."""
+    """Notes SIGTERM and Ctrl-C while it is entered, so that the loop can save and leave between two updates."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self.signal = number
@@ -319,7 +326,7 @@ def _no_picture(fitted: Fitted, images: int) -> None:
     """Draw nothing: a stage that is not the last translates nothing yet."""
 
 
-def _picture(plan: Plan, case: Case, folder: Path, fitted: Fitted, images: int) -> None:
+def _picture(plan: Plan, case: Case, folder: Path, device: torch.device, fitted: Fitted, images: int) -> None:
     """Draw the slice with the most foreground: source, what the network makes of it in one call, and the truth."""
     model = Model(
         common=plan.common,
@@ -329,6 +336,7 @@ def _picture(plan: Plan, case: Case, folder: Path, fitted: Fitted, images: int) 
         cohort={},
         specs=plan.cohort.images,
         scales={},
+        device=device,
     )
     middle = int(np.sum(case.foreground, axis=(1, 2)).argmax())
     thin = slice(max(0, middle - 3), middle + 4)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -27,8 +25,8 @@ from scanbridge.runs.log import read_log
 from scanbridge.train import train_run
 from scanbridge.truth import On
 
-TRANSLATION = ("estimate", "draw", "correction", "coprediction", "style.choice")
-"""Tables and keys that training never reads; a method may name more, of its own, in a constant ``TRANSLATION``."""
+TRANSLATION = ("estimate", "draw")
+"""Tables that no training reads; a method names those of its own tables and keys in a constant ``TRANSLATION``."""
 
 
 @dataclass(frozen=True)
@@ -193,22 +191,9 @@ def train_rows(
         def told(progress: Progress, name: str = trial.owner) -> None:
             on_progress(name, progress)
 
-        with _signals_given_back():
-            code = train_run(trial.trained, trial.run, device=device, cache=cache, say=say, on_progress=told)
-        if code:
+        if code := train_run(trial.trained, trial.run, device=device, cache=cache, say=say, on_progress=told):
             return code
     return 0
-
-
-@contextmanager
-def _signals_given_back() -> Iterator[None]:
-    """Undo what a training does to signals: it notes them, and afterwards nobody would read its note."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
 
 
 def open_rows(trials: Trials, device: str = "auto") -> dict[str, Model]:

@@ -37,18 +37,18 @@ def test_a_quality_is_a_walk() -> None:
         assert asked(walk) == asked(walk, "normal") == {}
     assert asked(PRESET, "draft") == {"calls": 1, "mirror": []}
     assert asked(RELEASED, "draft") == {"calls": 1}
-    assert asked(PRESET, "paper") == {"calls": 100, "grid": "published", "mirror": []}
+    assert asked(PRESET, "paper") == {"calls": 100, "grid": "published", "mirror": [], "ends": "live"}
     assert asked(DRAW, "draft") == {"calls": 1, "grid": "linear", "order": 1, "variance": "none"}
 
 
 def test_the_paper_is_the_published_walk_and_a_run_that_has_it_keeps_its_calls() -> None:
     assert asked(RELEASED, "paper") == {}
     published = DRAW.asked(Request("t1w", "s", quality="paper"))
-    assert published == WindowWalk(walk="mean_path", calls=100, grid="published", start="source")
+    assert published == WindowWalk(walk="mean_path", calls=100, grid="published", start="source", ends="live")
 
 
 def test_what_is_named_wins_over_the_quality_and_one_call_over_both() -> None:
-    assert asked(PRESET, "paper", calls=7) == {"calls": 7, "grid": "published", "mirror": []}
+    assert asked(PRESET, "paper", calls=7) == {"calls": 7, "grid": "published", "mirror": [], "ends": "live"}
     assert asked(PRESET, "draft", calls=2, grid="theta") == {"calls": 2, "grid": "theta", "mirror": []}
     assert asked(PRESET, "paper", calls=7, product="one-call") == {"calls": 1, "mirror": []}
 

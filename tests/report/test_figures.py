@@ -10,7 +10,6 @@ from scanbridge.report.figures import (
     Series,
     dot_plot,
     error_against_uncertainty,
-    quality_against_calls,
     risk_coverage_curves,
     training_curves,
 )
@@ -35,7 +34,6 @@ FIGURES = {
         alt="PSNR of every patient",
     ),
     "training": lambda: training_curves([Series("train", [1, 2, 3], [0.5, 0.4, 0.3])]),
-    "calls": lambda: quality_against_calls([LINE, FLOOR], y_label="PSNR (dB)"),
     "risk": lambda: risk_coverage_curves([Series("model", [0.5, 1.0], [1.0, 2.0])], unit="HU"),
     "error": lambda: error_against_uncertainty(
         rng_volume(0), rng_volume(1), np.ones((6, 7, 8), bool), unit="SUV", n_bins=5

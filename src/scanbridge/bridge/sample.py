@@ -27,7 +27,9 @@ Path = Literal["marginals", "mean"]
 DEFAULT_RESIDUAL_SCALE = 0.25
 
 
-def time_grid(process: Process, calls: int, *, grid: Grid = "theta", residual_scale: float = 0.25) -> Tensor:
+def time_grid(
+    process: Process, calls: int, *, grid: Grid = "theta", residual_scale: float = DEFAULT_RESIDUAL_SCALE
+) -> Tensor:
     """Give at most `calls` + 1 falling times, float64: where the network is called, then 0; equal ones are merged.
 
     theta
@@ -188,7 +190,13 @@ def walk(
                 mean, lost = _mean_of_step(process, s, kappa, estimate, history, residual_scale), 0.0
             if s == 0:
                 return mean + math.sqrt(lost) * noise(call + 1) if lost > 0 else mean
-            u = _marginal_step(process, s, t, u, mean, eta, lost, lambda: noise(call + 1))  # noqa: B023  (used at once)
+            q = eta * float(process.markov(as_time(s), as_time(t)))
+            kept = math.sqrt(1 - q**2)
+            gain = float(process.kappa(as_time(s))) - kept * kappa
+            spread = math.sqrt(q**2 + gain**2 * lost)
+            u = kept * u + gain * mean
+            if spread > 0:
+                u = u + spread * noise(call + 1)
             history = (kappa, estimate)
             x = _state(process, s, u, source)
         reused = None
@@ -245,26 +253,6 @@ def _mean_step(process: Process, s: float, t: float, x: Tensor, estimate: Tensor
     """E[x_s | x_t, x_0 = D, y] of the process's own chain; for a bridge x_t - (1 - m_s / m_t) (x_t - D)."""
     law = process.posterior(as_time(s), as_time(t))
     return float(law.state) * x + float(law.target) * estimate + float(law.source) * source
-
-
-def _marginal_step(
-    process: Process,
-    s: float,
-    t: float,
-    u: Tensor,
-    mean: Tensor,
-    eta: float,
-    lost: float,
-    fresh: Callable[[], Tensor],
-) -> Tensor:
-    """Give sqrt(1 - q^2) u + gain D + sqrt(q^2 + gain^2 V) z, with D the mean of the step and V what it lost."""
-    kappa_s, kappa_t = float(process.kappa(as_time(s))), float(process.kappa(as_time(t)))
-    q = eta * float(process.markov(as_time(s), as_time(t)))
-    kept = math.sqrt(1 - q**2)
-    gain = kappa_s - kept * kappa_t
-    spread = math.sqrt(q**2 + gain**2 * lost)
-    u = kept * u + gain * mean
-    return u + spread * fresh() if spread > 0 else u
 
 
 def _mean_of_step(

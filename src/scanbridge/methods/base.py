@@ -136,6 +136,12 @@ class Asked:
     eta: float | None = None
     temperature: float | None = None
 
+    @property
+    def walk(self) -> dict[str, Any]:
+        """What is named beside the quality, by its key in the walk's table."""
+        named = {name: getattr(self, name) for name in ("calls", "order", "grid", "eta", "temperature")}
+        return {name: value for name, value in named.items() if value is not None}
+
 
 @dataclass(frozen=True)
 class Request(Asked):

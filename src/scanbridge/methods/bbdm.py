@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
-from scanbridge.methods.base import Draws, Effort, Fitted, Request, Stage, Translator
-from scanbridge.methods.volumes import draw_volumes, effort_of
+from scanbridge.methods.base import Fitted, Stage, Translator
+from scanbridge.methods.volumes import WindowTranslator
 from scanbridge.methods.window_bridge import WindowBridge, window_stages
 from scanbridge.methods.windows import one_target
 
@@ -34,12 +32,4 @@ def stages(config: Config, targets: Sequence[str]) -> tuple[Stage, ...]:
 
 def translator(config: Config, fitted: Fitted) -> Translator:
     """Give the translator."""
-
-    class _Bridge:
-        def draw(self, source: Tensor, request: Request) -> Draws:
-            return draw_volumes(config, fitted, source, request)
-
-        def effort(self, request: Request) -> Effort:
-            return effort_of(config, request)
-
-    return _Bridge()
+    return WindowTranslator(config, fitted)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,15 +20,17 @@ from pydantic import Field
 from torch import Tensor
 
 from scanbridge.bridge.noise import ItemNoise
-from scanbridge.bridge.sample import Corrector, Langevin
+from scanbridge.bridge.sample import Langevin
 from scanbridge.errors import UserError, nearest
-from scanbridge.methods.base import Batch, Draws, Effort, Fitted, Request, Stage, Statistics, TrainingCase, Translator
+from scanbridge.methods.base import Batch, Fitted, Stage, Statistics, TrainingCase, Translator
 from scanbridge.methods.regressing import Tokens
-from scanbridge.methods.volumes import draw_volumes, effort_of
+from scanbridge.methods.volumes import WindowTranslator
 from scanbridge.methods.window_bridge import WindowBridge, window_stages
 from scanbridge.methods.windows import Network, one_target
 from scanbridge.strict import Strict
 
+TRANSLATION = ("correction", "coprediction", "style.choice")
+"""Keys that training never reads, see `scanbridge.trials`."""
 STYLES = ("average", "nearest")
 N_BINS = 128
 
@@ -114,30 +117,15 @@ def stages(config: Config, targets: Sequence[str]) -> tuple[Stage, ...]:
 
 def translator(config: Config, fitted: Fitted) -> Translator:
     """Give the translator."""
-
-    class _CT2MRI:
-        def draw(self, source: Tensor, request: Request) -> Draws:
-            correctors: list[Langevin] = []
-
-            def corrector(y: Tensor) -> Corrector | None:
-                if config.correction.corrections == 0 or request.product == "one-call":
-                    return None
-                correctors.append(langevin(config, y))
-                return correctors[-1]
-
-            tokens = style_tokens(config, fitted.statistics, source, request.style)
-            draws = draw_volumes(
-                config, fitted, source, request, tokens=tokens, corrector=corrector, coprediction=config.coprediction
-            )
-            draws.facts["corrector_capped"] = sum(c.capped for c in correctors)
-            return draws
-
-        def effort(self, request: Request) -> Effort:
-            corrections, reuse = config.correction.corrections, config.correction.reuse
-            moves = 0 if request.product == "one-call" else max(0, corrections - int(reuse))
-            return effort_of(config, request, moves=moves)
-
-    return _CT2MRI()
+    own = config.correction
+    return WindowTranslator(
+        config,
+        fitted,
+        tokens=partial(style_tokens, config, fitted.statistics),
+        corrector=partial(langevin, config) if own.corrections else None,
+        moves=max(0, own.corrections - own.reuse),
+        coprediction=config.coprediction,
+    )
 
 
 def style_tokens(config: Config, statistics: Statistics, source: Tensor, style: str | Tensor | None) -> Tensor | None:

@@ -19,10 +19,10 @@ from scanbridge.methods.volumes import images, mirrored
 from scanbridge.methods.windows import Axis, Network, one_target
 from scanbridge.strict import Strict
 
+TRANSLATION = ("mirror", "windows")
+"""Keys that training never reads, see `scanbridge.trials`."""
+
 ABLATIONS: dict[str, dict[str, Any]] = {"L2": {"loss": "l2"}, "L1": {"loss": "l1"}}
-
-
-_OF_A_WALK = ("calls", "order", "grid", "eta", "temperature")
 
 
 class Config(Strict):
@@ -51,9 +51,8 @@ def translator(config: Config, fitted: Fitted) -> Translator:
         def draw(self, source: Tensor, request: Request) -> Draws:
             if request.product == "draw" or request.samples > 1:
                 raise UserError("a regression has no draws", "a bridge method", "leave --samples out")
-            asked = [name for name in _OF_A_WALK if getattr(request, name) is not None]
-            if asked:
-                raise UserError(f"a regression has no {asked[0]}", "a bridge method", f"leave --{asked[0]} out")
+            for asked in request.walk:
+                raise UserError(f"a regression has no {asked}", "a bridge method", f"leave --{asked} out")
             cover = Windows(source.shape[1], config.radius)
             lifted = Lift(network, source, cover, config.windows)
             estimate = lifted(source, 1.0)

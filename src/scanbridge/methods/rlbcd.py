@@ -48,6 +48,9 @@ from scanbridge.strict import Strict
 TRUSTED = 0.5
 """Times below which an estimate of x_0 is one, and not yet a mean over what it might be: there the LCS is trained."""
 
+TRANSLATION = ("selection",)
+"""Keys that training never reads, see `scanbridge.trials`."""
+
 ABLATIONS: dict[str, dict[str, Any]] = {
     "RLBCD": {},
     "w/o SAM": {"guidance.align": "sum"},

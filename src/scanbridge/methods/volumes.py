@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from typing import get_args
@@ -13,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812 (the name that the field knows)
 from torch import Tensor
 
 from scanbridge.bridge.noise import NoiseSource
-from scanbridge.bridge.sample import Corrector
+from scanbridge.bridge.sample import Langevin
 from scanbridge.bridge.volume import Lift, Overlap, Windows
 from scanbridge.methods.base import Draws, Effort, Fitted, Request
 from scanbridge.methods.regressing import regression_denoiser
@@ -27,72 +28,94 @@ AXES = get_args(Axis)
 BACKGROUND = -1.0
 
 
-def draw_volumes(
-    config: WindowBridge,
-    fitted: Fitted,
-    source: Tensor,
-    request: Request,
-    *,
-    tokens: Tensor | None = None,
-    corrector: Callable[[Tensor], Corrector | None] | None = None,
-    coprediction: bool = True,
-) -> Draws:
-    """Walk whole volumes, from the source or, where a regression came first, about its estimate.
+@dataclass(frozen=True)
+class WindowTranslator:
+    """Walks whole volumes, from the source or, where a regression came first, about its estimate.
 
     Parameters
     ----------
     config, fitted
         The bridge, and its networks.
-    source
-        y, (1, D, H, W).
-    request
-        What the user asks for.
     tokens
-        (n, c), attended to by every window.
+        ``(source, style) -> (n, c)``, attended to by every window; style as a request has it.
     corrector
-        Makes the corrector for the source end as the walk sees it.
+        Makes the corrector for the source end as the walk sees it; None for none, and a single call has none.
+    moves
+        Calls of the corrector at every time but the first.
     coprediction
         Average overlapping windows at every call; else every window walks by itself and gives its centre slice.
     """
-    settings, residual = walk_of(config, request), config.regression.use
-    settings.refuse_equal(request)
-    residual_scale = request.residual_scale or config.bridge.residual_scale
-    times = settings.times(config.bridge, residual_scale)
-    tally, form_of = _Tally(), partial(_Aligned if coprediction else _Separate, settings, config.radius)
-    seen, centre, disagreement = source, torch.zeros_like(source[0]), None
-    if residual:
-        network = tally.windows(regression_denoiser(fitted.networks["regression"], tokens))
-        first = form_of(mirrored(network, _of_first(config, request).mirror), source)
-        centre, disagreement = first.finish(tally.calls(first.denoise)(first.start, 1.0))
-        seen = torch.cat([centre[None], source])
-    network = mirrored(tally.windows(window_denoiser(config, fitted.networks["bridge"], tokens)), settings.mirror)
-    made = []
-    for k in request.draws:
-        form = form_of(network, seen, last=float(times[-2]), residual=residual)
-        denoise = tally.calls(form.denoise)
-        state = settings.take(
-            _beyond_source(denoise) if residual else denoise,
-            config.bridge,
-            form.start,
-            partial(form.noise, NoiseSource(request.seed, request.subject, draw=k)),
-            residual_scale=residual_scale,
-            corrector=None if corrector is None else corrector(form.start),
-            on_call=request.on_call,
-        )
-        volume, at_last = form.finish(state)
-        made.append(centre + volume)
-        disagreement = disagreement if residual else at_last  # the bridge's windows know less of where it errs
-    volumes = torch.stack(made)
-    uncertainty = volumes.std(dim=0) if len(made) > 1 else disagreement
-    if uncertainty is None:
-        raise ValueError("no call was made")
-    facts = {
-        "walk": settings.model_dump(),
-        "quality": request.quality,
-        "times": times.tolist(),
-        "windows": math.ceil(tally.n_windows / len(made)),  # one regression serves all draws
-    }
-    return Draws(volumes, uncertainty, math.ceil(tally.n_calls / len(made)), facts)
+
+    config: WindowBridge
+    fitted: Fitted
+    tokens: Callable[[Tensor, str | Tensor | None], Tensor | None] = lambda source, style: None  # noqa: ARG005
+    corrector: Callable[[Tensor], Langevin] | None = None
+    moves: int = 0
+    coprediction: bool = True
+
+    def draw(self, source: Tensor, request: Request) -> Draws:
+        """Give a volume of one product for each of `request.draws`."""
+        config, fitted, tokens = self.config, self.fitted, self.tokens(source, request.style)
+        settings, residual = walk_of(config, request), config.regression.use
+        settings.refuse_equal(request)
+        residual_scale = request.residual_scale or config.bridge.residual_scale
+        times = settings.times(config.bridge, residual_scale)
+        tally, form_of = _Tally(), partial(_Aligned if self.coprediction else _Separate, settings, config.radius)
+        seen, centre, disagreement = source, torch.zeros_like(source[0]), None
+        if residual:
+            network = tally.windows(regression_denoiser(fitted.networks["regression"], tokens))
+            first = form_of(mirrored(network, _of_first(config, request).mirror), source)
+            centre, disagreement = first.finish(tally.calls(first.denoise)(first.start, 1.0))
+            seen = torch.cat([centre[None], source])
+        network = mirrored(tally.windows(window_denoiser(config, fitted.networks["bridge"], tokens)), settings.mirror)
+        made, capped = [], 0
+        for k in request.draws:
+            form = form_of(network, seen, last=float(times[-2]), residual=residual)
+            denoise = tally.calls(form.denoise)
+            corrector = self._corrector(request, form.start)
+            state = settings.take(
+                _beyond_source(denoise) if residual else denoise,
+                config.bridge,
+                form.start,
+                partial(form.noise, NoiseSource(request.seed, request.subject, draw=k)),
+                residual_scale=residual_scale,
+                corrector=corrector,
+                on_call=request.on_call,
+            )
+            volume, at_last = form.finish(state)
+            made.append(centre + volume)
+            disagreement = disagreement if residual else at_last  # the bridge's windows know less of where it errs
+            capped += 0 if corrector is None else corrector.capped
+        volumes = torch.stack(made)
+        uncertainty = volumes.std(dim=0) if len(made) > 1 else disagreement
+        if uncertainty is None:
+            raise ValueError("no call was made")
+        facts = {
+            "walk": settings.model_dump(),
+            "quality": request.quality,
+            "times": times.tolist(),
+            "windows": math.ceil(tally.n_windows / len(made)),  # one regression serves all draws
+        }
+        if self.corrector is not None:
+            facts["corrector_capped"] = capped
+        return Draws(volumes, uncertainty, math.ceil(tally.n_calls / len(made)), facts)
+
+    def effort(self, request: Request) -> Effort:
+        """Give what a volume of the request's product costs."""
+        config, settings = self.config, walk_of(self.config, request)
+        times = settings.times(config.bridge, request.residual_scale or config.bridge.residual_scale)
+        nodes, n, moves = len(times) - 1, images(settings.mirror), 0 if request.product == "one-call" else self.moves
+        known = config.regression.use and float(times[0]) == 1
+        calls = nodes - known + (nodes - 1) * moves
+        at_last = 1 + moves if nodes > 1 else calls
+        passes = n * ((calls - at_last) / settings.stride + at_last)
+        if config.regression.use:
+            of_first = images(_of_first(config, request).mirror)
+            calls, passes, n = calls + 1, passes + of_first, n if calls else of_first
+        return Effort(settings.calls, nodes, calls, passes, n, settings.windows)
+
+    def _corrector(self, request: Request, source: Tensor) -> Langevin | None:
+        return None if self.corrector is None or request.product == "one-call" else self.corrector(source)
 
 
 def walk_of(config: WindowBridge, request: Request) -> WindowWalk:
@@ -103,21 +126,6 @@ def walk_of(config: WindowBridge, request: Request) -> WindowWalk:
 def _of_first(config: WindowBridge, request: Request) -> WindowWalk:
     """Give the walk whose mirror images the regression is averaged over: draws lie about the run's own estimate."""
     return config.estimate if request.product == "draw" else walk_of(config, request)
-
-
-def effort_of(config: WindowBridge, request: Request, *, moves: int = 0) -> Effort:
-    """Give what a volume of `draw_volumes` costs; `moves` is the corrector's calls at every time but the first."""
-    settings = walk_of(config, request)
-    times = settings.times(config.bridge, request.residual_scale or config.bridge.residual_scale)
-    nodes, n = len(times) - 1, images(settings.mirror)
-    known = config.regression.use and float(times[0]) == 1
-    calls = nodes - known + (nodes - 1) * moves
-    at_last = 1 + moves if nodes > 1 else calls
-    passes = n * ((calls - at_last) / settings.stride + at_last)
-    if config.regression.use:
-        of_first = images(_of_first(config, request).mirror)
-        calls, passes, n = calls + 1, passes + of_first, n if calls else of_first
-    return Effort(settings.calls, nodes, calls, passes, n, settings.windows)
 
 
 def mirrored(denoise: Denoise, axes: Sequence[Axis]) -> Denoise:

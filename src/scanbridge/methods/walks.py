@@ -84,8 +84,7 @@ class Walk(Strict):
 
     def asked(self, request: Request) -> Self:
         """Give this walk with what the user asked for: a quality, and what is named beside it, which wins."""
-        asked = {name: getattr(request, name) for name in ("calls", "grid", "order", "eta", "temperature")}
-        changes = {name: value for name, value in asked.items() if value is not None}
+        changes = request.walk
         if request.product == "one-call":
             changes |= self._one_call
         elif request.quality == "draft":

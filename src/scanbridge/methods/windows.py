@@ -71,7 +71,7 @@ class WindowWalk(Walk):
 
     @property
     def _published(self) -> dict[str, Any]:
-        return {**super()._published, "stride": 1, "mirror": []}
+        return {**super()._published, "stride": 1, "mirror": [], "ends": "live"}
 
 
 class WindowNet(nn.Module):

@@ -19,6 +19,8 @@ from statsmodels.stats.multitest import multipletests
 from scanbridge.metrics.image import direction
 
 N_RESAMPLES = 10_000
+FAMILY = ("psnr", "ssim_3d", "mae")
+"""Named in advance: the metrics whose paired tests pages correct for together."""
 FEW = 10
 """Below this many patients an interval is too narrow, and says so."""
 LEAST = 6

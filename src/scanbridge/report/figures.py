@@ -83,11 +83,10 @@ def curves(
     x_label: str,
     y_label: str,
     alt: str,
-    log_x: bool = False,
     log_y: bool = False,
     points: bool = False,
 ) -> Picture:
-    """Draw lines with their bands: training curves, quality against calls, risk against coverage, and the like.
+    """Draw lines with their bands: training curves, risk against coverage, and the like.
 
     Parameters
     ----------
@@ -109,11 +108,7 @@ def curves(
                 axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        if log_x:
-            axes.set_xscale("log")
-            _plain_ticks(axes, sorted({float(x) for line in series for x in line.x}))
-        else:
-            axes.locator_params(axis="x", nbins=6)
+        axes.locator_params(axis="x", nbins=6)
         if log_y:
             axes.set_yscale("log")
         axes.grid(color=_RULE, linewidth=0.6)
@@ -127,12 +122,6 @@ def training_curves(series: Sequence[Series], *, y_label: str = "loss", log_y: b
     """Draw losses or metrics against the number of images seen."""
     names = ", ".join(line.label for line in series)
     return curves(series, x_label="images seen", y_label=y_label, log_y=log_y, alt=f"Training curves: {names}")
-
-
-def quality_against_calls(series: Sequence[Series], *, y_label: str) -> Picture:
-    """Draw a metric against the network calls a volume takes."""
-    alt = f"{y_label} against network calls for {', '.join(line.label for line in series)}"
-    return curves(series, x_label="network calls", y_label=y_label, log_x=True, points=True, alt=alt)
 
 
 def risk_coverage_curves(series: Sequence[Series], *, unit: str) -> Picture:
@@ -192,11 +181,6 @@ def _plot(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
-
-
-def _plain_ticks(axes: Axes, values: Sequence[float]) -> None:
-    axes.set_xticks(values, [f"{value:g}" for value in values])
-    axes.minorticks_off()
 
 
 def _names(series: Sequence[Series]) -> str:

@@ -73,7 +73,7 @@ class Augment(Strict):
 
 
 class Train(Strict):
-    """The training loop; counts are in images (windows or patches)."""
+    """The training loop; counts are in images: windows of slices."""
 
     images: int = Field(gt=0)
     batch_size: int = Field(gt=0)
