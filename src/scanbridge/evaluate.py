@@ -81,8 +81,8 @@ def evaluate_runs(
         models["floor:regression"] = Model.open(regression, device=device)
     if style == "own" and not oracle:
         raise UserError("--style own takes the style from the truth", "--allow-oracle beside it", "or use 'average'")
-    if style is not None and not any(_has_styles(model) for model in models.values()):
-        raise UserError(f"--style {style}: no run here has a style", "a ct2mri run", "leave it out")
+    if style is not None and not any(model.has_styles for model in models.values()):
+        raise UserError(f"--style {style}: no run here has a style", "a ct2mri run with style.use", "leave it out")
     judged = judge_split(
         models,
         cohort,
@@ -205,13 +205,9 @@ def _as_given(options: Options, about: Path, samples: int) -> Options:
     return replace(options, interval=False, samples=samples) if bare else options
 
 
-def _has_styles(model: Model) -> bool:
-    return hasattr(model.config, "style")
-
-
 def _style_for(model: Model, style: str | None, target: Path) -> str | None:
     """Give the style for one subject: the truth's own for ``own``; none for a method without styles beside others."""
-    if not _has_styles(model):
+    if not model.has_styles:
         return None
     return str(target) if style == "own" else style
 

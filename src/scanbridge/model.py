@@ -143,6 +143,11 @@ class Model:
         return in_words(lengths(stages, self.common.train.images))
 
     @property
+    def has_styles(self) -> bool:
+        """Whether a translation may be told a style."""
+        return bool(getattr(getattr(self.config, "style", None), "use", False))
+
+    @property
     def trained_on(self) -> set[str]:
         """Content hashes of all images that the run was trained on, its borrowed weights included."""
         return self._content(trained=True) | self.borrowed_from

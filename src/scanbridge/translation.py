@@ -206,10 +206,9 @@ def style_of(model: Model, target: str, options: Options) -> str | torch.Tensor 
         If the method knows no style, or the file is an image that the run set apart, whose style would leak what is
         to be predicted.
     """
-    if options.style is not None and not hasattr(model.config, "style"):
-        raise UserError(
-            f"--style {options.style}: {model.common.method} knows no style", "a ct2mri run", "leave it out"
-        )
+    if options.style is not None and not model.has_styles:
+        what = f"--style {options.style}: this {model.common.method} run knows no style"
+        raise UserError(what, "a ct2mri run with style.use", "leave it out")
     if options.style is None or not Path(options.style).exists():
         return options.style
     volume = read(options.style)
