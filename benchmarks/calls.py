@@ -113,6 +113,9 @@ def main() -> None:
     options.add_argument("--people", type=int, help="the first so many of the split; all by default")
     options.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
     options.add_argument("--calls", type=int, nargs="+", default=CALLS)
+    options.add_argument(
+        "--no-reference", dest="reference", action="store_false", help="without the walk error, and its 200 calls"
+    )
     options.add_argument("--merge", type=Path, nargs="+", default=[], help="files calls.csv of earlier invocations")
     asked = options.parse_args()
     if asked.runs and not asked.cohort:
@@ -151,7 +154,7 @@ def measured(asked: argparse.Namespace) -> Iterator[list[dict[str, object]]]:
                 "subject": case.subject,
             }
             for product, row in REFERENCES.items():
-                if any(ROWS[name].product == product for name in asked.rows):
+                if asked.reference and any(ROWS[name].product == product for name in asked.rows):
                     slab.references[product] = made(opened(run, row), slab, row.product, REFERENCE)[0][0]
             for name in asked.rows:
                 row = ROWS[name]
