@@ -91,7 +91,7 @@ def test_a_run_that_is_asked_to_leave_saves_first(cohort, whole, tmp_path, numbe
     assert "the same command goes on" in left.err
     assert "Traceback" not in left.err
     assert json.loads(newest(tmp_path / "run").read_text())["images"] == 24
-    done(scanbridge(*arguments))
+    assert "24 of them done" in done(scanbridge(*arguments)).err
     assert weights(tmp_path / "run") == weights(whole)
 
 

@@ -273,10 +273,11 @@ def forecast(
     fabric: Fabric,
     before: Fitted,
     statistics: Mapping[str, Tensor],
+    done: int,
 ) -> str:
     """Run one update's worth of work without updating and say what the training will need.
 
-    `before` holds the earlier stages; `statistics` is what this one has fitted.
+    `before` holds the earlier stages; `statistics` is what this one has fitted; `done` images are behind it already.
     """
     items = items_of(stage, settings, cases, targets)
     networks = {name: channels_last(net) for name, net in stage.build().items()}
@@ -292,9 +293,10 @@ def forecast(
         loss.backward()  # type: ignore[no-untyped-call]
         float(loss.detach())  # waits for a device that computes by itself
         seconds.append(time.monotonic() - start)
-    left = settings.images * min(seconds) / len(numbers) / fabric.world_size
+    left = (settings.images - done) * min(seconds) / len(numbers) / fabric.world_size
+    behind = f", {done:,} of them done" if done else ""
     memory = (peak_memory(fabric.device) + 16 * n_parameters) / 2**30
     return (
         f"{stage.name}: {n_parameters / 1e6:.2f} M parameters, {len(items):,} windows of {len(cases)} scans, "
-        f"{settings.images:,} images; about {left / 60:.0f} min and {memory:.1f} GiB on {fabric.device}"
+        f"{settings.images:,} images{behind}; about {left / 60:.0f} min and {memory:.1f} GiB on {fabric.device}"
     )

@@ -31,7 +31,7 @@ from scanbridge.metrics.floors import fit_floors
 from scanbridge.model import Model, device_of
 from scanbridge.nets.precision import precision_of
 from scanbridge.plan import Plan, prepare_rows, resolved
-from scanbridge.runs.checkpoint import environment
+from scanbridge.runs.checkpoint import Generations, environment
 from scanbridge.runs.config import Train
 from scanbridge.runs.lock import locked
 from scanbridge.runs.pictures import save_strip
@@ -106,7 +106,8 @@ def _train(
                 own = _own_settings(stage, settings)
                 statistics = at_first if stage is stages[0] else stage.fit(people, before)
                 folder.mkdir(parents=True, exist_ok=True)
-                say(forecast(stage, own, cases, targets, fabric, before, statistics))
+                done = Generations(folder).images
+                say(forecast(stage, own, cases, targets, fabric, before, statistics, done))
                 picture = partial(_picture, plan, cases[0], folder, fabric.device)
                 finished = train_stage(
                     stage,

@@ -72,6 +72,11 @@ class Generations:
             return found
         return None
 
+    @property
+    def images(self) -> int:
+        """Images that the newest generation has seen, by what stands beside it; 0 where there is none."""
+        return max(0, *map(self._images, self._paths))
+
     def _images(self, path: Path) -> int:
         try:
             return int(read_json(path.with_suffix(".json"))["images"]) if path.is_file() else -1
