@@ -154,7 +154,7 @@ def test_what_a_network_draws_by_itself_is_the_same_after_a_kill(cohort, tmp_pat
         name: usual(cohort, tmp_path / name, "network.dropout=0.3", config="regression-small.toml") for name in "ab"
     }
     done(scanbridge(*words["a"]))
-    assert child(words["b"], tmp_path / "log", strike=Strike(FIT, "_update", 9)).wait().code == -signal.SIGKILL
+    assert child(words["b"], tmp_path / "log", strike=Strike(FIT, "_update", 5)).wait().code == -signal.SIGKILL
     done(scanbridge(*words["b"]))
     assert weights(tmp_path / "a", "regression") == weights(tmp_path / "b", "regression")
 
