@@ -180,9 +180,13 @@ def test_a_training_and_its_translations_run_on_a_gpu(cohort, tmp_path, preset):
     folds = () if preset.startswith("regression") else ("regression.folds=2", "regression.fold_images=16")
     words = usual(cohort, tmp_path / "run", "train.picture_every=8", *folds, config=preset)
     words[words.index("cpu")] = "cuda"
-    done(scanbridge(*words))
+    assert "GiB on cuda" in done(scanbridge(*words)).err
+    assert list((tmp_path / "run").rglob("pictures/*.png"))
     scan = cohort.parent / "p4" / "p4_flair.nii.gz"
     done(scanbridge("translate", tmp_path / "run", scan, "--out", tmp_path / "out", "--device", "cuda"))
+    made = read(tmp_path / "out" / "p4_flair_t1w.nii.gz").data
+    assert made.shape == read(scan).data.shape
+    assert made.std() > 0
 
 
 CHOSEN = ('train.keep="best"', 'split.val=["p3"]', 'train.schedule="constant"', "train.learning_rate=0.02")
